@@ -1,0 +1,66 @@
+"""Gated self-attention between the neighbours of one centre, as batched matrix products over centre blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from carryall.models.dpa1.config import DescriptorConfig
+from carryall.models.networks import Layer
+
+SMOOTH_SHIFT = 20.0
+MASKED_LOGIT = -1e30  # finite: a centre without edges must not make 0 / 0
+
+
+class LayerNorm(nn.Module):
+    """Normalisation over channels with the population variance."""
+
+    def __init__(self, width: int, eps: float, trainable: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.w = nn.Parameter(torch.ones(width, dtype=torch.float64), requires_grad=trainable)
+        self.b = nn.Parameter(torch.zeros(width, dtype=torch.float64), requires_grad=trainable)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to the same shape."""
+        return nn.functional.layer_norm(x, (x.shape[-1],), self.w, self.b, self.eps)
+
+
+class GatedAttentionLayer(nn.Module):
+    """G <- LayerNorm(G + W_out attention(G)), with weights gated by the switch and by the angle between neighbours."""
+
+    def __init__(self, config: DescriptorConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        width = config.neuron[-1]
+        self.normalize, self.smooth, self.dotr = config.normalize, config.smooth_type_embedding, config.attn_dotr
+        self.scale = config.temperature if config.temperature is not None else (config.attn * config.scaling_factor) ** -0.5
+        self.in_proj = Layer(width, 3 * config.attn, generator=generator)
+        self.out_proj = Layer(config.attn, width, generator=generator)
+        self.norm = LayerNorm(width, config.ln_eps, config.trainable_ln)
+
+    def forward(self, g: Tensor, mask: Tensor, sw: Tensor, direction: Tensor) -> Tensor:
+        """g (n, d, width), mask (n, d), sw (n, d), direction (n, d, 3) unit vectors; returns g's shape."""
+        query, key, value = self.in_proj(g).chunk(3, dim=-1)
+        if self.normalize:
+            query, key, value = unit(query), unit(key), unit(value)
+        logits = torch.matmul(query * self.scale, key.transpose(1, 2))
+        both = (mask[:, :, None] & mask[:, None, :]).to(g.dtype)
+        if self.smooth:
+            gate = sw[:, :, None] * sw[:, None, :]
+            logits = (logits + SMOOTH_SHIFT) * gate - SMOOTH_SHIFT
+            both = both * gate
+        logits = torch.where(mask[:, None, :], logits, MASKED_LOGIT)
+        weights = torch.softmax(logits, dim=-1) * both
+        if self.dotr:
+            weights = weights * torch.matmul(direction, direction.transpose(1, 2))
+        return self.norm(g + self.out_proj(torch.matmul(weights, value)))
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last axis."""
+    return x * x.square().sum(-1, keepdim=True).rsqrt()
+
+
+def safe_unit(x: Tensor, floor: float = 1e-12) -> Tensor:
+    """x / max(|x|, floor) over the last axis; finite with all its derivatives at x = 0."""
+    return x * x.square().sum(-1, keepdim=True).clamp_min(floor**2).rsqrt()

@@ -1,0 +1,31 @@
+"""A model run by PyTorch as it is, behind the Potential contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from carryall.graph.neighbor_graph import NeighborGraph
+from carryall.graph.potential import PotentialSpec
+from carryall.models.derivatives import EnergyModel, evaluate_model
+
+
+@dataclass(frozen=True)
+class EagerPotential:
+    """Makes a Potential of a model; geometry goes in and results come out as float64 on the graph's own device."""
+
+    model: EnergyModel
+    device: str = "cpu"
+
+    @property
+    def spec(self) -> PotentialSpec:
+        """Facts about the model."""
+        return self.model.spec
+
+    def __call__(self, graph: NeighborGraph, *, atomic_virial: bool = False) -> dict[str, Tensor]:
+        """Evaluate the graph."""
+        with torch.enable_grad():
+            out = evaluate_model(self.model, graph.to(self.device, torch.float64), atomic_virial=atomic_virial)
+        return {key: value.to(graph.device) for key, value in out.items()}

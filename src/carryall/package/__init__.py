@@ -1,0 +1,1 @@
+"""The portable file: write it, read it, look into it."""

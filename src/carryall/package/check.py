@@ -1,0 +1,65 @@
+"""A packed file against the model it came from, on graphs that the trace never saw."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from carryall.errors import CarryallError
+from carryall.graph.neighbor_graph import NeighborGraph, concatenate
+from carryall.graph.neighbor_search import build_graph
+from carryall.graph.potential import Potential, PotentialSpec
+from carryall.models.eager import EagerPotential
+
+TOLERANCE = {"float64": 1e-10, "float32": 2e-4}
+
+
+class PackError(CarryallError):
+    """The packed program does not reproduce the model; nothing was written."""
+
+
+def check_against_eager(packed: Potential, model: nn.Module) -> float:
+    """The largest relative deviation over a set of graphs; PackError when it is beyond the tolerance of the dtype."""
+    worst, where = deviation(packed, EagerPotential(model), check_graphs(packed.spec))  # type: ignore[arg-type]
+    tolerance = TOLERANCE[packed.spec.dtype]
+    if not worst <= tolerance:
+        raise PackError(f"the packed program differs from the model by {worst:.1e} in {where}, more than {tolerance:.0e} ({packed.spec.dtype})")
+    return worst
+
+
+def deviation(first: Potential, second: Potential, graphs: list[NeighborGraph]) -> tuple[float, str]:
+    """The largest deviation, relative to max(1, size of the value), over all outputs and graphs, and where it is."""
+    worst, where = 0.0, "nothing"
+    for index, graph in enumerate(graphs):
+        a, b = first(graph, atomic_virial=True), second(graph, atomic_virial=True)
+        for key in b:
+            if b[key].numel():
+                error = float(((a[key] - b[key]).abs() / b[key].abs().clamp_min(1.0)).nan_to_num(torch.inf).max())
+                if error > worst:
+                    worst, where = error, f"{key} of graph {index}"
+    return worst, where
+
+
+def check_graphs(spec: PotentialSpec) -> list[NeighborGraph]:
+    """Periodic, open, one-atom and empty cases, alone and together, and one with ghosts."""
+    generator = torch.Generator().manual_seed(0)
+
+    def system(n_atoms: int, length: float, periodic: bool) -> NeighborGraph:
+        per_side = max(1, round(n_atoms ** (1 / 3) + 0.499))
+        grid = torch.cartesian_prod(*[torch.arange(per_side, dtype=torch.float64)] * 3).reshape(-1, 3)[:n_atoms]
+        jitter = 0.15 * torch.rand(grid.shape, generator=generator, dtype=torch.float64)
+        types = torch.randint(len(spec.type_map), (n_atoms,), generator=generator)
+        positions = (grid + jitter) * length / per_side
+        cell = torch.eye(3, dtype=torch.float64)[None] * (length if periodic else 0.0)
+        pbc = torch.full((1, 3), periodic)
+        return build_graph(positions, types, torch.zeros(n_atoms, dtype=torch.int64), cell, pbc, spec.cutoff)
+
+    spacing = 0.45 * spec.cutoff
+    alone = [system(27, 3 * spacing, True), system(7, 2 * spacing, False), system(1, spacing, True), system(1, spacing, False)]
+    ghosts = alone[1]
+    halo = ghosts.replace(
+        positions=torch.cat([ghosts.positions, ghosts.positions[:2] + 0.3 * spec.cutoff]),
+        atom_types=torch.cat([ghosts.atom_types, ghosts.atom_types[:2]]),
+        system=torch.cat([ghosts.system, ghosts.system[:2]]),
+    )
+    return [*alone, concatenate([*alone, alone[0]]), halo]

@@ -1,0 +1,25 @@
+"""What goes into a packed program and what comes out, in order: the contract between export and load."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from carryall.graph.neighbor_graph import NeighborGraph, local_index, rank_axis
+
+INPUTS = (
+    "positions", "atom_types", "system", "cell", "edge_center", "edge_neighbor", "edge_shift", "edge_mask", "ptr", "local", "rank",
+)  # fmt: skip
+OUTPUTS = ("energy", "atomic_energy", "forces", "virial", "atomic_virial")
+
+
+def to_inputs(graph: NeighborGraph) -> tuple[Tensor, ...]:
+    """The tensors of a graph in the order of INPUTS; floating-point ones as float64."""
+    full = graph.replace(local=local_index(graph), rank=rank_axis(graph))
+    values = [getattr(full, name) for name in INPUTS]
+    return tuple(v.to(torch.float64).contiguous() if v.is_floating_point() else v.contiguous() for v in values)
+
+
+def to_graph(inputs: tuple[Tensor, ...]) -> NeighborGraph:
+    """The inverse of `to_inputs`."""
+    return NeighborGraph(**dict(zip(INPUTS, inputs, strict=True)))

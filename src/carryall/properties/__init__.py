@@ -1,0 +1,1 @@
+"""What people compute with a potential, and how it is shown."""
