@@ -23,7 +23,8 @@ class Batch:
     """Structures, concatenated. Every key is an attribute: `batch.positions`, `batch.cell`, `batch.energy`, extras too.
 
     Atom keys have n_atoms rows, system keys n_systems, edge keys n_edges; edge_index counts atoms through the whole batch.
-    An extra named like a method is reached by `get` and `set`. All systems have the same keys: a key that some lack is an error, or is filled with a given value, never dropped.
+    All systems have the same keys: a key that some lack is an error, or is filled with a given value, never dropped. An extra
+    named like a method of Batch is reached by `get` and `set`.
     A system without a cell has a cell of zeros. A batch made by `empty` has room for more than it holds: `put` copies into
     that room, and every attribute shows only what is held.
     """
@@ -238,8 +239,9 @@ class Batch:
         return self
 
     def put(self, other: Batch, mask: Tensor | np.ndarray | Sequence[bool] | None = None, fill: Fill | None = None) -> Tensor:
-        """Copy systems of `other` (those where the bool `mask` is true; all by default) into free capacity, in order, skipping what does not fit.
+        """Copy systems of `other` into free capacity, in order, skipping what does not fit.
 
+        mask: bool (other.n_systems,), which systems to copy; all by default.
         Returns a bool mask (other.n_systems,) of what was copied: every key of every dtype. `other` is not changed. Keys that
         differ are an InputError, before anything is copied, unless `fill` has a value for a key that `other` lacks.
         """

@@ -242,7 +242,8 @@ def format_frame(data: AtomicData, prefix: str = "") -> str:
     if data.energy is not None:
         head[f"{prefix}energy"] = float(data.energy)
     if data.stress is not None:
-        head[f"{prefix}stress"] = _array(data.stress).reshape(9)
+        # The plain key is written column by column (the format's rule), a prefixed one row by row.
+        head[f"{prefix}stress"] = _array(data.stress).reshape(9) if prefix else _array(data.stress)
     pbc = " ".join("T" if on else "F" for on in data.pbc.tolist())
     rest = format_comment({name: value for name, value in info.items() if name not in text})
     line = f'{format_comment(head)} pbc="{pbc}" {rest}'.rstrip()

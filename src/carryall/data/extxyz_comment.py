@@ -17,7 +17,7 @@ _BOOLEANS = {
 }  # fmt: skip
 _SPECIAL = re.compile(r"[\s\"'{}\[\]=\\]")
 _WORDS = re.compile(r"[^\s,]+")
-_QUICK = re.compile(r"""([^\s"'{}\[\]=\\]+)=(?:"([^"\\]*)"|([^\s"'{}\[\]=\\]+))(?:\s+|$)""")
+_QUICK = re.compile(r"""([^\s"'{}\[\]=\\]+)=(?:"([^"\\]*)"|([^\s"'{}\[\]=\\]+))(?:\s+(?![\s=])|$)""")
 _COLUMN_MAJOR = ("Lattice", "virial", "stress")  # nine values, column by column, as the format has it
 RESERVED = ("Lattice", "Properties", "pbc")
 
@@ -90,7 +90,8 @@ def _typed(key: str, text: str) -> Any:
     numbers = _as_numbers(words)
     if key in _COLUMN_MAJOR:
         if numbers is None or numbers.size not in ((9,) if key == "Lattice" else (9, 6)):
-            raise InputError(f"{key} is {text!r}: expected 9 numbers")
+            more = "" if key == "Lattice" else ", or 6 in Voigt order"
+            raise InputError(f"{key} is {text!r}: expected 9 numbers{more}")
         # Row by row gives lattice vectors as rows; a stress or virial is the transpose of that, and symmetric as a rule.
         matrix = numbers.reshape(3, 3) if numbers.size == 9 else numbers
         return matrix if key == "Lattice" else matrix.T

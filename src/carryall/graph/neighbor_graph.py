@@ -13,7 +13,7 @@ model serves one process, a halo exchange and LAMMPS ranks.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,14 +80,14 @@ class NeighborGraph:
         """A copy with some fields exchanged."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> NeighborGraph:
+        """The graph with `function` of each field that it has."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return NeighborGraph(**{name: function(value) for name, value in values.items() if value is not None})
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> NeighborGraph:
         """The graph on another device, its floating-point fields in another dtype."""
-        moved = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                moved[field.name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-        return NeighborGraph(**moved)
+        return self.map(lambda value: value.to(device=device, dtype=dtype if value.is_floating_point() else None))
 
 
 def edge_vectors(graph: NeighborGraph) -> Tensor:
@@ -193,6 +193,9 @@ def validate(graph: NeighborGraph) -> NeighborGraph:
     _check_range("edge_center", graph.edge_center, n_local)
     _check_range("edge_neighbor", graph.edge_neighbor, n_atoms)
     _check_range("system", graph.system, graph.n_systems)
+    negative = (graph.atom_types < 0).nonzero()
+    if len(negative):
+        raise InputError(f"graph.atom_types[{int(negative[0])}] is negative: expected an index into the type map")
     descending = (graph.edge_center[1:] < graph.edge_center[:-1]).nonzero()
     if len(descending):
         raise InputError(f"edges must be sorted by centre: edge {int(descending[0]) + 1} has a smaller centre than the edge before it")

@@ -92,7 +92,8 @@ def build_graph(
     """
     counts = torch.bincount(system, minlength=len(cell)).tolist()
     xyz, boxes, periodic = positions.detach().cpu().double().numpy(), cell.detach().cpu().double().numpy(), pbc.cpu().numpy()
-    parts: list[Edges] = []
+    none = np.zeros(0, dtype=np.int64)
+    parts: list[Edges] = [(none, none, np.zeros((0, 3), dtype=np.int32))]  # a batch may hold no system at all
     start = 0
     for index, count in enumerate(counts):
         try:

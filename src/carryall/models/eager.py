@@ -26,6 +26,8 @@ class EagerPotential:
 
     def __call__(self, graph: NeighborGraph, *, atomic_virial: bool = False) -> dict[str, Tensor]:
         """Evaluate the graph."""
-        with torch.enable_grad():
-            out = evaluate_model(self.model, graph.to(self.device, torch.float64), atomic_virial=atomic_virial)
+        with torch.inference_mode(False), torch.enable_grad():
+            # a tensor made under the caller's inference_mode cannot take part in a gradient, its copy can
+            own = graph.map(torch.clone) if graph.positions.is_inference() else graph
+            out = evaluate_model(self.model, own.to(self.device, torch.float64), atomic_virial=atomic_virial)
         return {key: value.to(graph.device) for key, value in out.items()}

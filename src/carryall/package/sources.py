@@ -63,11 +63,11 @@ def _text(path: Path) -> bytes:
 
 
 def _read_dp(path: Path) -> Any:
-    """HDF5: the tree is JSON in the attribute `json`; an array is the name of a data set, or a dict that names it."""
+    """HDF5: the tree is JSON in the attribute `json`; an array stands there as the path of its data set, `/variable_0000`."""
     try:
         with h5py.File(path) as file:
             tree = json.loads(file.attrs["json"])
-            return _fill(tree, {name: np.array(data) for name, data in file.items()})
+            return _fill(tree, {f"/{name}": np.array(data) for name, data in file.items()})
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not a DeePMD model file (HDF5 with an attribute 'json'): {error}") from None
 

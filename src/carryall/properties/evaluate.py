@@ -17,7 +17,11 @@ MAX_ATOMS = 4096  # in one call of the potential, where structures are smaller t
 
 
 def evaluate(
-    potential: Potential, structures: Any, properties: Sequence[str] = ("energy", "forces", "virial"), *, max_atoms: int = MAX_ATOMS
+    potential: Potential,
+    structures: Any,
+    properties: Sequence[str] = ("energy", "forces", "virial"),
+    *,
+    max_atoms: int = MAX_ATOMS,
 ) -> list[dict[str, np.ndarray]]:
     """One dict of float64 arrays (eV, Å) for each structure, in input order.
 
@@ -52,7 +56,9 @@ def batches(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
     return [*ranges, (first, len(sizes))] if sizes else []
 
 
-def _evaluate_batch(potential: Potential, items: list[AtomicData], properties: Sequence[str], offset: int) -> list[dict[str, np.ndarray]]:
+def _evaluate_batch(
+    potential: Potential, items: list[AtomicData], properties: Sequence[str], offset: int
+) -> list[dict[str, np.ndarray]]:
     try:
         graph = graph_from_structures(items, potential.spec.cutoff, potential.spec.type_map)
     except InputError:
@@ -72,7 +78,9 @@ def _evaluate_batch(potential: Potential, items: list[AtomicData], properties: S
         for name in properties:
             if name == "stress":
                 if one.cell is None or not bool(one.pbc.all()):
-                    raise InputError(f"structure {offset + index} is not periodic along all axes: it has no stress; ask for the virial")
+                    raise InputError(
+                        f"structure {offset + index} is not periodic along all axes: it has no stress; ask for the virial"
+                    )
                 found[name] = -raw["virial"][index] / float(one.cell.double().det().abs())
             else:
                 found[name] = np.array(raw[name][index] if name in ("energy", "virial") else raw[name][rows])

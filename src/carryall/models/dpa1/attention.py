@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,16 @@ from carryall.models.networks import Layer
 
 SMOOTH_SHIFT = 20.0
 MASKED_LOGIT = -1e30  # finite: a centre without edges must not make 0 / 0
+
+
+@dataclass(frozen=True, eq=False)
+class PairGates:
+    """What every layer multiplies its pairs by; zero wherever one of the two edges is masked."""
+
+    gate: Tensor | None
+    """(n, d, d) product of the two switches, on the logits; None when attention is not smooth."""
+    factor: Tensor
+    """(n, d, d) on the weights: the gate (or the mask), times the cosine between the two neighbours."""
 
 
 class LayerNorm(nn.Module):
@@ -32,28 +44,36 @@ class GatedAttentionLayer(nn.Module):
     def __init__(self, config: DescriptorConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         width = config.neuron[-1]
-        self.normalize, self.smooth, self.dotr = config.normalize, config.smooth_type_embedding, config.attn_dotr
+        self.normalize = config.normalize
         self.scale = config.temperature if config.temperature is not None else (config.attn * config.scaling_factor) ** -0.5
         self.in_proj = Layer(width, 3 * config.attn, generator=generator)
         self.out_proj = Layer(config.attn, width, generator=generator)
         self.norm = LayerNorm(width, config.ln_eps, config.trainable_ln)
 
-    def forward(self, g: Tensor, mask: Tensor, sw: Tensor, direction: Tensor) -> Tensor:
-        """g (n, d, width), mask (n, d), sw (n, d), direction (n, d, 3) unit vectors; returns g's shape."""
+    def forward(self, g: Tensor, mask: Tensor, pairs: PairGates) -> Tensor:
+        """g (n, d, width), mask (n, d); returns g's shape."""
         query, key, value = self.in_proj(g).chunk(3, dim=-1)
         if self.normalize:
             query, key, value = unit(query), unit(key), unit(value)
         logits = torch.matmul(query * self.scale, key.transpose(1, 2))
-        both = (mask[:, :, None] & mask[:, None, :]).to(g.dtype)
-        if self.smooth:
-            gate = sw[:, :, None] * sw[:, None, :]
-            logits = (logits + SMOOTH_SHIFT) * gate - SMOOTH_SHIFT
-            both = both * gate
+        if pairs.gate is not None:
+            # the reference subtracts the shift again, which a softmax does not see
+            logits = (logits + SMOOTH_SHIFT) * pairs.gate
         logits = torch.where(mask[:, None, :], logits, MASKED_LOGIT)
-        weights = torch.softmax(logits, dim=-1) * both
-        if self.dotr:
-            weights = weights * torch.matmul(direction, direction.transpose(1, 2))
+        weights = torch.softmax(logits, dim=-1) * pairs.factor
         return self.norm(g + self.out_proj(torch.matmul(weights, value)))
+
+
+def pair_gates(config: DescriptorConfig, mask: Tensor, sw: Tensor, direction: Tensor) -> PairGates:
+    """From mask (n, d), switch (n, d; 0 where masked) and unit vectors (n, d, 3)."""
+    if config.smooth_type_embedding:
+        gate = sw[:, :, None] * sw[:, None, :]
+        factor = gate
+    else:
+        gate, factor = None, (mask[:, :, None] & mask[:, None, :]).to(sw.dtype)
+    if config.attn_dotr:
+        factor = factor * torch.matmul(direction, direction.transpose(1, 2))
+    return PairGates(gate, factor)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from carryall.models.dpa1.attention import GatedAttentionLayer, safe_unit
+from carryall.models.dpa1.attention import GatedAttentionLayer, pair_gates, safe_unit
 from carryall.models.dpa1.config import DescriptorConfig
 from carryall.models.dpa1.environment import CenterBlocks, environment_rows, switch
 from carryall.models.networks import Layer, embedding_net, residual
@@ -78,8 +78,10 @@ class Descriptor(nn.Module):
         sw, direction = sw.to(dtype), safe_unit(rows[..., 1:]).to(dtype)
         rows = rows.to(dtype)
         g = self._embed(rows[..., :1], sw, table, blocks)
-        for layer in self.attention:
-            g = layer(g, mask, sw, direction)
+        if len(self.attention):
+            pairs = pair_gates(config, mask, sw, direction)
+            for layer in self.attention:
+                g = layer(g, mask, pairs)
         moments = torch.matmul(g.transpose(1, 2), rows) / sum(config.sel)
         out = torch.matmul(moments, moments[:, : config.axis_neuron].transpose(1, 2)).flatten(1)
         if config.concat_output_tebd:

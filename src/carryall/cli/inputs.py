@@ -1,0 +1,105 @@
+"""Potentials and structures that a verb is given, and the ones that come with the package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from carryall.errors import InputError
+
+if TYPE_CHECKING:
+    from carryall.data import AtomicData
+    from carryall.graph import Potential
+
+ARGON_LATTICE, COPPER_LATTICE = 5.26, 3.61  # Å, fcc, near 0 K
+
+
+def notify(message: str) -> None:
+    """One line beside the results."""
+    print(f"carryall: {message}", file=sys.stderr)
+
+
+def load_potential(model: str, device: str = "cpu") -> Potential:
+    """A file or a built-in name; what takes long, or runs otherwise than asked, is said."""
+    from carryall.package.open import load
+
+    return load(model, device, notify=notify)
+
+
+def read_files(paths: Sequence[Path]) -> list[AtomicData]:
+    """Structures of all files, checked; errors name the file."""
+    from carryall.data import check_structures, read_structures
+
+    found: list[AtomicData] = []
+    for path in paths:
+        structures = read_structures(path)
+        try:
+            check_structures(structures)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        found += structures
+    return found
+
+
+def check_against(potential: Potential, structures: Sequence[AtomicData], what: str) -> None:
+    """InputError when the potential cannot be evaluated on a structure: unknown element, coincident atoms, flat cell."""
+    for index, one in enumerate(structures):
+        if problem := problem_of(potential, one):
+            raise InputError(f"{what}: structure {index}: {problem}")
+
+
+def problem_of(potential: Potential, structure: AtomicData) -> str | None:
+    """Why the potential cannot be evaluated on a structure; None when it can."""
+    from carryall.data import check_structures
+    from carryall.graph.neighbor_search import graph_from_structures
+
+    try:
+        check_structures([structure])
+        graph_from_structures([structure], potential.spec.cutoff, potential.spec.type_map)
+    except InputError as error:
+        return str(error).removeprefix("structure 0: ").removeprefix("system 0: ")
+    return None
+
+
+def built_in_start(model: str) -> list[AtomicData]:
+    """A structure for a built-in potential to start from; InputError for any other potential."""
+    if model == "water":
+        return water_frames("test")[:1]
+    if model == "lj-argon":
+        return [face_centered_cubic("Ar", ARGON_LATTICE, 4, rattle=0.05)]
+    if model == "sutton-chen":
+        return [face_centered_cubic("Cu", COPPER_LATTICE, 4, rattle=0.02)]
+    raise InputError(
+        f"no start structure: give a file (only lj-argon, sutton-chen and water bring their own), as in carryall md start.extxyz --model {model}"
+    )
+
+
+def water_frames(name: str) -> list[AtomicData]:
+    """Frames of the built-in water data: "train", "validation" or "test"."""
+    from carryall.data import read_structures
+
+    return read_structures(asset(f"water/{name}.extxyz.gz"))
+
+
+def asset(name: str) -> Path:
+    """A file that comes with the package."""
+    path = Path(str(resources.files("carryall") / "assets" / name))
+    if not path.is_file():
+        raise InputError(f"the installed package lacks {path}: install carryall again")
+    return path
+
+
+def face_centered_cubic(symbol: str, lattice: float, repeats: int, rattle: float = 0.0, seed: int = 0) -> AtomicData:
+    """repeats^3 cubic cells of four atoms, edge `lattice` (Å); each coordinate off its site by `rattle` (Å, standard deviation)."""
+    import numpy as np
+
+    from carryall.data import AtomicData, atomic_number
+
+    basis = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    corners = np.stack(np.meshgrid(*[np.arange(repeats)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    sites = ((corners + basis) * lattice).reshape(-1, 3)
+    moved = sites + rattle * np.random.default_rng(seed).standard_normal(sites.shape)
+    return AtomicData(moved, [atomic_number(symbol)] * len(sites), np.eye(3) * lattice * repeats)

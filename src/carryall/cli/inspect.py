@@ -1,0 +1,61 @@
+"""`carryall inspect`: what is in a file, without running anything from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from carryall.cli.arguments import parse
+from carryall.cli.console import console, show_settings, show_table
+
+WEIGHTS = "/weights/weight_"
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Show spec, sizes, provenance and hashes of a packed file or a source file; nothing of it runs."""
+
+    path: Positional[Path]
+    """A .pt2, .pte or source file."""
+    json: bool = False
+    """Print everything as JSON instead of tables."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The verb."""
+    config = parse(InspectConfig, "inspect", argv)
+    from carryall.package.inspect import inspect
+
+    facts = inspect(config.path)
+    if config.json:
+        print(json.dumps(facts, indent=1, default=str))
+        return 0
+    _show(facts)
+    return 0
+
+
+def _show(facts: dict[str, Any]) -> None:
+    out = console()
+    out.print(f"[bold]{facts['path']}[/bold]  {facts['bytes'] / 1e6:.2f} MB")
+    show_settings(facts["metadata"])
+    if facts.get("training"):
+        out.print("\n[bold]training[/bold]")
+        show_settings(facts["training"])
+    if "entries" in facts:
+        weights = {name: entry for name, entry in facts["entries"].items() if WEIGHTS in name}
+        rows = [
+            (name, f"{entry['size']:,}", entry["sha256"][:16])
+            for name, entry in facts["entries"].items()
+            if name not in weights
+        ]
+        if weights:
+            rows.append(
+                (f"{len(weights)} entries of weights", f"{sum(entry['size'] for entry in weights.values()):,}", "see --json")
+            )
+        out.print()
+        show_table(("entry", "bytes", "SHA-256, first 16"), rows, title="entries, all as the manifest says")

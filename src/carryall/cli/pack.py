@@ -1,0 +1,50 @@
+"""`carryall pack`: from a checkpoint or source file to the portable file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from carryall.cli.arguments import parse
+from carryall.cli.console import console, show_settings
+from carryall.errors import InputError
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Write one portable file from anything that holds a potential."""
+
+    model: Positional[str]
+    """Checkpoint (.pt), source (.json, .json.gz, .yaml, .dp), packed file (.pt2, .pte) or built-in name."""
+    path: Positional[Path]
+    """File to write: .pt2 (compiled for this kind of CPU, fast) or .pte (portable, no compiler needed)."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Weights inside the program; inputs and outputs are float64 either way."""
+    device: str = "cpu"
+    """Where the program will run."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The verb."""
+    config = parse(PackConfig, "pack", argv)
+    if config.path.suffix not in (".pt2", ".pte"):
+        raise InputError(
+            f"{config.path}: the suffix says what to write: give a name that ends in .pt2 (compiled) or .pte (portable)"
+        )
+    from carryall.package.inspect import inspect
+    from carryall.package.pack import pack
+
+    show_settings(vars(config))
+    with console().status("tracing, compiling and checking against the model"):
+        path = pack(config.model, config.path, dtype=config.dtype, device=config.device)
+    facts = inspect(path)
+    metadata = facts["metadata"]
+    console().print(
+        f"{path}: {facts['bytes'] / 1e6:.2f} MB, {metadata['model_type']}, {' '.join(metadata['type_map'])}, "
+        f"cutoff {metadata['cutoff']:g} Å, {metadata['dtype']}; same numbers as the model on all check graphs"
+    )
+    return 0

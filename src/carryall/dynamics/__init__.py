@@ -1,0 +1,31 @@
+"""Batched dynamics: one model call a step for any number of systems. Start with `integrators/nve.py`, then `base.py`."""
+
+from carryall.dynamics.base import BaseDynamics as BaseDynamics
+from carryall.dynamics.convergence import ConvergenceCriterion as ConvergenceCriterion
+from carryall.dynamics.convergence import ConvergenceHook as ConvergenceHook
+from carryall.dynamics.hooks import Checkpoint as Checkpoint
+from carryall.dynamics.hooks import CSVLog as CSVLog
+from carryall.dynamics.hooks import EnergyDriftMonitor as EnergyDriftMonitor
+from carryall.dynamics.hooks import ExtXYZTrajectory as ExtXYZTrajectory
+from carryall.dynamics.hooks import ForceGuard as ForceGuard
+from carryall.dynamics.hooks import HDF5Trajectory as HDF5Trajectory
+from carryall.dynamics.hooks import Hook as Hook
+from carryall.dynamics.hooks import HookStageEnum as HookStageEnum
+from carryall.dynamics.hooks import LogTable as LogTable
+from carryall.dynamics.hooks import ProgressBar as ProgressBar
+from carryall.dynamics.hooks import Trajectory as Trajectory
+from carryall.dynamics.hooks import WrapPositions as WrapPositions
+from carryall.dynamics.hooks import load_checkpoint as load_checkpoint
+from carryall.dynamics.hooks import read_csv_log as read_csv_log
+from carryall.dynamics.hooks import read_trajectory as read_trajectory
+from carryall.dynamics.hooks import save_checkpoint as save_checkpoint
+from carryall.dynamics.integrators import NVE as NVE
+from carryall.dynamics.integrators import NVTLangevin as NVTLangevin
+from carryall.dynamics.md import MDResult as MDResult
+from carryall.dynamics.md import MDSystem as MDSystem
+from carryall.dynamics.md import md as md
+from carryall.dynamics.optimizers import FIRE as FIRE
+from carryall.dynamics.relax import RelaxResult as RelaxResult
+from carryall.dynamics.relax import relax as relax
+from carryall.dynamics.status import Outcome as Outcome
+from carryall.dynamics.velocities import initialize_velocities as initialize_velocities

@@ -1,0 +1,20 @@
+"""Hooks: what happens around the steps."""
+
+from carryall.dynamics.hooks.base import Hook as Hook
+from carryall.dynamics.hooks.base import HookStageEnum as HookStageEnum
+from carryall.dynamics.hooks.checkpoint import Checkpoint as Checkpoint
+from carryall.dynamics.hooks.checkpoint import load_checkpoint as load_checkpoint
+from carryall.dynamics.hooks.checkpoint import read_checkpoint as read_checkpoint
+from carryall.dynamics.hooks.checkpoint import save_checkpoint as save_checkpoint
+from carryall.dynamics.hooks.console import LogTable as LogTable
+from carryall.dynamics.hooks.console import ProgressBar as ProgressBar
+from carryall.dynamics.hooks.csv_log import CSVLog as CSVLog
+from carryall.dynamics.hooks.csv_log import read_csv_log as read_csv_log
+from carryall.dynamics.hooks.guard import EnergyDriftMonitor as EnergyDriftMonitor
+from carryall.dynamics.hooks.guard import ForceGuard as ForceGuard
+from carryall.dynamics.hooks.guard import WrapPositions as WrapPositions
+from carryall.dynamics.hooks.trajectory import ExtXYZTrajectory as ExtXYZTrajectory
+from carryall.dynamics.hooks.trajectory import HDF5Trajectory as HDF5Trajectory
+from carryall.dynamics.hooks.trajectory import Trajectory as Trajectory
+from carryall.dynamics.hooks.trajectory import read_trajectory as read_trajectory
+from carryall.dynamics.hooks.trajectory import trajectory_writer as trajectory_writer

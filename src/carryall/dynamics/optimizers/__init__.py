@@ -1,0 +1,3 @@
+"""Energy minimisation."""
+
+from carryall.dynamics.optimizers.fire import FIRE as FIRE

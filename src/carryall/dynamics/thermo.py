@@ -1,0 +1,76 @@
+"""What a batch of moving atoms has: kinetic energy, temperature, pressure, each (n_systems,) float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from carryall.data.batch import Batch
+from carryall.data.elements import MASSES
+from carryall.data.units import GPa, kB
+from carryall.errors import InputError
+
+MOVE_MASK = "move_mask"
+"""(n_atoms, 3) or (n_atoms,) bool: false where an atom may not move."""
+
+
+def standard_masses(atomic_numbers: Tensor) -> Tensor:
+    """(n_atoms,) amu, standard atomic weights."""
+    return torch.from_numpy(MASSES.copy()).to(atomic_numbers.device)[atomic_numbers]
+
+
+def masses(batch: Batch) -> Tensor:
+    """(n_atoms,) amu: the batch's own, else standard atomic weights."""
+    return batch.masses if "masses" in batch else standard_masses(batch.atomic_numbers)
+
+
+def mobile(batch: Batch) -> Tensor | None:
+    """(n_atoms, 3) bool, true where an atom may move; None when all may."""
+    if MOVE_MASK not in batch:
+        return None
+    mask = batch.get(MOVE_MASK).to(torch.bool)
+    return mask.reshape(batch.n_atoms, -1).expand(-1, 3)
+
+
+def kinetic_energy(batch: Batch) -> Tensor:
+    """eV, sum of m v² / 2."""
+    squared = batch.velocities.double().square()
+    per_atom = 0.5 * masses(batch).double() * (squared[:, 0] + squared[:, 1] + squared[:, 2])
+    return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system, per_atom)
+
+
+def degrees_of_freedom(batch: Batch, removed: int = 0) -> Tensor:
+    """3 N less what is held fixed, less `removed` (3 where the centre of mass rests). Never below 1.
+
+    A system so small that `removed` would leave nothing, or that has fixed atoms (which hold its centre of mass), keeps all.
+    """
+    if removed not in (0, 3):
+        raise InputError(f"removed must be 0 or 3 degrees of freedom, got {removed}")
+    free = 3.0 * (batch.ptr[1:] - batch.ptr[:-1]).double()
+    total = free
+    mask = mobile(batch)
+    if mask is not None:
+        total = torch.zeros_like(free).index_add(0, batch.system, mask.double().sum(1))
+    reduced = torch.where((total == free) & (total > removed), total - removed, total)
+    return reduced.clamp(min=1.0)
+
+
+def temperature(batch: Batch, removed: int = 0) -> Tensor:
+    """K, 2 E_kin / (k_B n_dof) with the degrees of freedom of `degrees_of_freedom(batch, removed)`."""
+    return 2.0 * kinetic_energy(batch) / (kB * degrees_of_freedom(batch, removed))
+
+
+def pressure(batch: Batch) -> Tensor:
+    """GPa, (2 E_kin + trace of the virial) / (3 V); NaN where a system has no cell or no virial was computed."""
+    volume = batch.volume.double()
+    if "virial" not in batch:
+        return torch.full_like(volume, torch.nan)
+    trace = batch.get("virial").diagonal(dim1=1, dim2=2).sum(1)
+    kinetic = kinetic_energy(batch) if "velocities" in batch else torch.zeros_like(trace)
+    return torch.where(volume > 0, (2.0 * kinetic + trace) / (3.0 * volume) / GPa, torch.nan)
+
+
+def max_force(batch: Batch) -> Tensor:
+    """eV/Å, largest force on an atom of each system; 0 without atoms."""
+    size = batch.forces.norm(dim=1)
+    return size.new_zeros(batch.n_systems).scatter_reduce(0, batch.system, size, "amax", include_self=True)

@@ -1,0 +1,32 @@
+"""What every test shares: one thread, and the one model that is compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from structures import small_dpa1
+
+from carryall.models import DPA1
+from carryall.package.pack import pack
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def dpa1() -> DPA1:
+    """A small DPA-1 in float64; do not change it."""
+    return small_dpa1()
+
+
+@pytest.fixture(scope="session")
+def dpa1_pte(dpa1: DPA1, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as a portable program."""
+    return pack(dpa1, tmp_path_factory.mktemp("packed") / "dpa1.pte")
+
+
+@pytest.fixture(scope="session")
+def dpa1_pt2(dpa1: DPA1, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model compiled, the only compilation of the suite: mark the tests that use it with `compile`."""
+    return pack(dpa1, tmp_path_factory.mktemp("packed") / "dpa1.pt2")

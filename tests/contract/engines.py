@@ -1,0 +1,123 @@
+"""Everything that evaluates structures, by registration: add a potential or an engine to ENGINES and the whole suite runs on it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from structures import small_alloy, small_dpa1, small_lj
+
+from carryall import evaluate, load
+from carryall.data import AtomicData
+from carryall.graph import Potential
+from carryall.models import EagerPotential
+from carryall.models.dpa1.source import set_weight_dtype
+
+Results = list[dict[str, np.ndarray]]
+PROPERTIES = ("energy", "forces", "virial", "atomic_energy")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way from structures to energies, forces and virials."""
+
+    symbols: tuple[str, ...]
+    run: Callable[[Sequence[AtomicData]], Results]
+    potential: Potential | None
+    """None for an engine that is not called on graphs."""
+    model: str
+    """Engines of the same model must agree."""
+    exact: bool = True
+    """Whether it computes in float64."""
+    step: float = 1e-11
+    """Energies (eV) and forces (eV/Å) may jump by this where a neighbour enters the cutoff."""
+    has_virial: Callable[[AtomicData], bool] = lambda _: True
+
+    @property
+    def tolerance(self) -> float:
+        """What is equal, relative to the largest value."""
+        return 1e-12 if self.exact else 2e-5
+
+
+# A neighbour at the cutoff has the attention logit 0, and so a weight exp(-20 s_i s_j) of the others' where an absent one has
+# none: on a graph, without padding, smooth attention is smooth up to that (measured here: 6e-6 eV, 2.5e-5 eV/Å).
+ATTENTION_STEP = 3e-5
+
+
+def of_potential(potential: Potential, model: str, symbols: tuple[str, ...], exact: bool = True, step: float = 1e-11) -> Engine:
+    return Engine(symbols, lambda structures: evaluate(potential, list(structures), PROPERTIES), potential, model, exact, step)
+
+
+def lennard_jones(_: pytest.FixtureRequest) -> Engine:
+    return of_potential(EagerPotential(small_lj()), "lj", ("O", "H"))
+
+
+def sutton_chen(_: pytest.FixtureRequest) -> Engine:
+    return of_potential(EagerPotential(small_alloy()), "sutton-chen", ("Cu", "Au"))
+
+
+def dpa1_eager(request: pytest.FixtureRequest) -> Engine:
+    return of_potential(EagerPotential(request.getfixturevalue("dpa1")), "dpa1", ("O", "H"), step=ATTENTION_STEP)
+
+
+def dpa1_without_attention(_: pytest.FixtureRequest) -> Engine:
+    return of_potential(EagerPotential(small_dpa1(attn_layer=0)), "dpa1 without attention", ("O", "H"))
+
+
+def dpa1_float32(_: pytest.FixtureRequest) -> Engine:
+    model = set_weight_dtype(small_dpa1(), torch.float32)
+    return of_potential(EagerPotential(model), "dpa1 float32", ("O", "H"), exact=False, step=3 * ATTENTION_STEP)
+
+
+def packed(fixture: str) -> Callable[[pytest.FixtureRequest], Engine]:
+    def build(request: pytest.FixtureRequest) -> Engine:
+        path: Path = request.getfixturevalue(fixture)
+        return of_potential(load(path), "dpa1", ("O", "H"), step=ATTENTION_STEP)
+
+    return build
+
+
+def ase_calculator(request: pytest.FixtureRequest) -> Engine:
+    pytest.importorskip("ase")
+    from carryall.engines.ase import Calculator
+
+    potential = EagerPotential(request.getfixturevalue("dpa1"))
+
+    def one(structure: AtomicData) -> dict[str, np.ndarray]:
+        atoms = structure.to_ase()
+        atoms.calc = Calculator(potential)
+        found = {
+            "energy": np.array(atoms.get_potential_energy()),
+            "forces": atoms.get_forces(),
+            "atomic_energy": atoms.get_potential_energies(),
+        }
+        if in_a_box(structure):
+            found["virial"] = -atoms.get_stress(voigt=False) * atoms.get_volume()
+        return found
+
+    return Engine(("O", "H"), lambda structures: [one(s) for s in structures], None, "dpa1", step=ATTENTION_STEP, has_virial=in_a_box)
+
+
+def in_a_box(structure: AtomicData) -> bool:
+    """Whether ASE knows a volume, which its stress needs."""
+    return structure.cell is not None and structure.volume > 0
+
+
+ENGINES: dict[str, Callable[[pytest.FixtureRequest], Engine]] = {
+    "lennard_jones": lennard_jones,
+    "sutton_chen": sutton_chen,
+    "dpa1": dpa1_eager,
+    "dpa1_without_attention": dpa1_without_attention,
+    "dpa1_float32": dpa1_float32,
+    "dpa1_pte": packed("dpa1_pte"),
+    "dpa1_pt2": packed("dpa1_pt2"),
+}
+if importlib.util.find_spec("ase"):
+    ENGINES["ase"] = ase_calculator
+COMPILED = {"dpa1_pt2"}
+PARAMS = [pytest.param(name, marks=pytest.mark.compile if name in COMPILED else ()) for name in ENGINES]

@@ -1,0 +1,263 @@
+"""DPA-1: the blocked code against one written on the flat pair axis, its source dict, its options."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from structures import CUTOFF, add_ghosts, small_dpa1, structure, structures
+from torch import Tensor
+
+from carryall.errors import InputError
+from carryall.graph import NeighborGraph, center_edge_pairs, edge_vectors, graph_from_structures, segment_softmax, segment_sum
+from carryall.graph.neighbor_graph import local_types
+from carryall.models import DPA1, DescriptorConfig, EagerPotential, FittingConfig, model_from_source, model_to_source
+from carryall.models.dpa1.source import set_weight_dtype
+from carryall.package.arrays import from_json, to_json
+
+TYPES = ("O", "H")
+
+
+def flat_energy(model: DPA1, graph: NeighborGraph, vectors: Tensor) -> Tensor:
+    """Per-atom energies from the formulae, edge by edge and pair by pair; masked edges are dropped first."""
+    config, descriptor = model.descriptor.config, model.descriptor
+    n, kept = graph.n_local, graph.edge_mask
+    center, types = graph.edge_center, graph.atom_types
+    r = torch.where(kept[:, None], vectors, torch.tensor([config.rcut, 0.0, 0.0], dtype=torch.float64))
+    distance = r.norm(dim=1, keepdim=True)
+    u = ((distance - config.rcut_smth) / (config.rcut - config.rcut_smth)).clamp(0, 1)
+    sw = torch.where(kept[:, None], u**3 * (-6 * u**2 + 15 * u - 10) + 1, 0.0)
+    rows = torch.cat([sw / (distance + config.env_protection), sw * r / (distance + config.env_protection) ** 2], dim=1)
+    rows = (rows - descriptor.davg[types[center]]) / descriptor.dstd[types[center]]
+    table = descriptor.type_embedding()
+    ends = torch.cat([table[types[graph.edge_neighbor]]] + ([] if config.type_one_side else [table[types[center]]]), dim=1)
+    if descriptor.embedding_strip is None:
+        g = descriptor.embedding(torch.cat([rows[:, :1], ends], dim=1))
+    else:
+        g = descriptor.embedding(rows[:, :1])
+        g = g + g * descriptor.embedding_strip(ends) * (sw if config.smooth_type_embedding else 1)
+    query_edge, key_edge, pair_mask = center_edge_pairs(graph)
+    assert pair_mask.all()
+    unit = rows[:, 1:] / rows[:, 1:].norm(dim=1, keepdim=True)
+    for layer in descriptor.attention:
+        q, k, v = (layer.in_proj.w.T @ g.T).T.add(layer.in_proj.b).split(config.attn, dim=1)
+        if config.normalize:
+            q, k, v = (torch.nn.functional.normalize(x, dim=1) for x in (q, k, v))
+        scale = (config.attn * config.scaling_factor) ** -0.5 if config.temperature is None else config.temperature
+        logit = (q[query_edge] * k[key_edge]).sum(1) * scale
+        both = sw[query_edge, 0] * sw[key_edge, 0]
+        if config.smooth_type_embedding:
+            logit = (logit + 20) * both - 20
+        weight = segment_softmax(logit, query_edge, graph.n_edges)
+        if config.smooth_type_embedding:
+            weight = weight * both
+        if config.attn_dotr:
+            weight = weight * (unit[query_edge] * unit[key_edge]).sum(1)
+        mixed = g + layer.out_proj(segment_sum(weight[:, None] * v[key_edge], query_edge, graph.n_edges))
+        mean, variance = mixed.mean(1, keepdim=True), mixed.var(1, keepdim=True, unbiased=False)
+        g = (mixed - mean) / (variance + config.ln_eps).sqrt() * layer.norm.w + layer.norm.b
+    outer = segment_sum(g[:, :, None] * rows[:, None, :], center, n, kept) / sum(config.sel)
+    out = torch.einsum("nia,nja->nij", outer, outer[:, : config.axis_neuron]).reshape(n, -1)
+    if config.concat_output_tebd:
+        out = torch.cat([out, table[types[:n]]], dim=1)
+    return model.fitting(out)[:, 0] + (model.out_bias + model.bias_atom_e)[types[:n]]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "smooth": {},
+    "not smooth": {"smooth_type_embedding": False},
+    "no angle": {"attn_dotr": False},
+    "not normalised": {"normalize": False},
+    "temperature": {"temperature": 0.7},
+    "scaling_factor": {"scaling_factor": 2.5},
+    "one side": {"type_one_side": True},
+    "no output embedding": {"concat_output_tebd": False},
+    "no attention": {"attn_layer": 0},
+    "three layers": {"attn_layer": 3, "ln_eps": 1e-2},
+    "protection": {"env_protection": 0.05},
+    "strip": {"tebd_input_mode": "strip"},
+    "strip, not smooth": {"tebd_input_mode": "strip", "smooth_type_embedding": False},
+    "wide axis": {"axis_neuron": 8, "neuron": (4, 4, 8), "resnet_dt": True, "use_tebd_bias": True},
+}
+
+
+def variant(**options: Any) -> DPA1:
+    base = small_dpa1()
+    config = base.descriptor.config.model_copy(update=options)
+    model = DPA1(TYPES, config, FittingConfig(neuron=(6, 6)), seed=9).eval()
+    with torch.no_grad():
+        model.descriptor.davg[:, 0] = torch.tensor([0.01, -0.02])
+        model.descriptor.dstd.copy_(base.descriptor.dstd)
+        for layer in model.descriptor.attention:
+            layer.norm.w.copy_(torch.linspace(0.7, 1.3, len(layer.norm.w)))
+            layer.norm.b.copy_(torch.linspace(-0.2, 0.3, len(layer.norm.b)))
+    return model
+
+
+def graphs() -> dict[str, NeighborGraph]:
+    whole = graph_from_structures(structures(TYPES), CUTOFF, TYPES)
+    thinned = torch.rand(whole.n_edges, generator=torch.Generator().manual_seed(1)) < 0.8
+    return {
+        "whole": whole,
+        "masked": whole.replace(edge_mask=thinned),
+        "ghosts": add_ghosts(graph_from_structures([structure("tilted", TYPES)], CUTOFF, TYPES)),
+    }
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("kind", ["whole", "masked", "ghosts"])
+def test_blocked_equals_the_pair_axis(name: str, kind: str) -> None:
+    model, graph = variant(**OPTIONS[name]), graphs()[kind]
+    vectors = edge_vectors(graph).requires_grad_()
+    blocked, flat = model(graph, vectors), flat_energy(model, graph, vectors)
+    assert torch.allclose(blocked, flat, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(energy.sum(), vectors)[0] for energy in (blocked, flat)]
+    assert float(gradients[0].abs().max()) > 1e-3
+    assert torch.allclose(*gradients, rtol=0, atol=1e-12)
+
+
+def test_options_matter() -> None:
+    graph = graphs()["whole"]
+    energies = [variant(**options)(graph, edge_vectors(graph)).detach() for options in OPTIONS.values()]
+    for (i, a), (j, b) in itertools.combinations(enumerate(energies), 2):
+        assert not torch.allclose(a, b, rtol=0, atol=1e-6), (list(OPTIONS)[i], list(OPTIONS)[j])
+
+
+def test_masked_edges_take_part_in_nothing() -> None:
+    masked = graphs()["masked"]
+    keep = masked.edge_mask
+    nonsense = masked.replace(edge_neighbor=torch.where(keep, masked.edge_neighbor, masked.edge_center), edge_shift=masked.edge_shift * keep[:, None])
+    pot = EagerPotential(small_dpa1())
+    a, b = pot(masked, atomic_virial=True), pot(nonsense, atomic_virial=True)  # masked vectors of length zero now
+    for key in a:
+        assert torch.allclose(a[key], b[key], rtol=0, atol=1e-13), key
+
+
+def excluding(**options: Any) -> DPA1:
+    base = small_dpa1(attn_layer=1)
+    source = model_to_source(base)
+    source["descriptor"]["exclude_types"] = options.pop("exclude_types", [])
+    model = model_from_source({**source, **options})
+    assert isinstance(model, DPA1)
+    return model
+
+
+def test_excluded_pairs_do_not_see_each_other() -> None:
+    graph = graphs()["whole"]
+    types = graph.atom_types
+    unlike = types[graph.edge_center] != types[graph.edge_neighbor]
+    expected = small_dpa1(attn_layer=1)(graph.replace(edge_mask=~unlike), edge_vectors(graph))
+    for options in ({"pair_exclude_types": [[0, 1]]}, {"exclude_types": [[1, 0]]}):
+        model = excluding(**options)
+        assert torch.allclose(model(graph, edge_vectors(graph)), expected, rtol=0, atol=1e-13)
+
+
+def test_excluded_atoms_have_no_energy_but_remain_neighbours() -> None:
+    graph = graphs()["whole"]
+    full, excluded = small_dpa1(attn_layer=1)(graph, edge_vectors(graph)), excluding(atom_exclude_types=[1])(graph, edge_vectors(graph))
+    of_one = local_types(graph) == 1
+    assert (excluded[of_one] == 0).all()
+    assert torch.equal(excluded[~of_one], full[~of_one])
+
+
+# -- source form
+
+
+def tree_equal(a: Any, b: Any, path: str = "") -> None:
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            tree_equal(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), path
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            tree_equal(x, y, f"{path}/{index}")
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype, path
+        assert a.shape == b.shape, path
+        assert a.tobytes() == b.tobytes(), path
+    else:
+        assert a == b, path
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_source_round_trip_is_bit_exact(name: str, dtype: torch.dtype) -> None:
+    model = set_weight_dtype(variant(**OPTIONS[name]), dtype)
+    source = model_to_source(model)
+    again = model_from_source(from_json(to_json(source)))
+    assert isinstance(again, DPA1)
+    assert again.descriptor.config == model.descriptor.config
+    assert again.spec == model.spec
+    state, restored = model.state_dict(), again.state_dict()
+    assert state.keys() == restored.keys()
+    for key, value in state.items():
+        assert value.dtype == restored[key].dtype
+        assert torch.equal(value, restored[key]), key
+    tree_equal(from_json(to_json(model_to_source(again))), from_json(to_json(source)))
+
+
+def damaged(name: str) -> dict[str, Any]:
+    source = model_to_source(small_dpa1())
+    if name == "unknown type":
+        source["type"] = "standart"
+    elif name == "other descriptor":
+        source["descriptor"]["type"] = "se_e2_a"
+    elif name == "unsupported option":
+        source["descriptor"]["use_econf_tebd"] = True
+    elif name == "missing field":
+        del source["descriptor"]["sel"]
+    elif name == "missing layer":
+        source["fitting"]["nets"]["networks"][0]["layers"].pop()
+    elif name == "wrong shape":
+        layer = source["fitting"]["nets"]["networks"][0]["layers"][0]["@variables"]
+        layer["w"] = layer["w"][:-1]
+    elif name == "missing variable":
+        source["fitting"]["nets"]["networks"][0]["layers"][0]["@variables"]["b"] = None
+    elif name == "slots differ":
+        source["descriptor"]["@variables"]["davg"][0, 3, 0] += 1e-3
+    return source
+
+
+DAMAGE = {
+    "unknown type": "unknown model type 'standart', perhaps you meant 'standard'",
+    "other descriptor": "cannot read a model of descriptor 'se_e2_a'",
+    "unsupported option": "use_econf_tebd, which carryall does not support yet",
+    "missing field": "no field 'sel'",
+    "missing layer": "has 2 layers where its configuration says 3",
+    "wrong shape": "layer variable 'w' has shape",
+    "missing variable": "layer variable 'b' is missing",
+    "slots differ": "descriptor.davg differs between neighbour slots",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_source_that_cannot_be_read_says_why(name: str) -> None:
+    with pytest.raises(InputError, match=DAMAGE[name]):
+        model_from_source(damaged(name))
+
+
+def test_configuration_refuses_what_makes_no_sense() -> None:
+    for values in ({"rcut_smth": 6.0}, {"sel": (0,)}, {"axis_neuron": 101}, {"neuron": ()}, {"unknown": 1}):
+        with pytest.raises(ValidationError):
+            DescriptorConfig(**values)
+
+
+def test_unknown_activation_is_named() -> None:
+    with pytest.raises(InputError, match="unknown activation_function 'tan', perhaps you meant 'tanh'"):
+        DPA1(TYPES, DescriptorConfig(activation_function="tan"))
+
+
+def test_the_seed_alone_decides_the_weights() -> None:
+    torch.manual_seed(1)
+    first = DPA1(TYPES, DescriptorConfig(neuron=(4, 8), axis_neuron=2), seed=3).state_dict()
+    torch.manual_seed(2)
+    second = DPA1(TYPES, DescriptorConfig(neuron=(4, 8), axis_neuron=2), seed=3).state_dict()
+    other = DPA1(TYPES, DescriptorConfig(neuron=(4, 8), axis_neuron=2), seed=4).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["fitting.0.w"], other["fitting.0.w"])
