@@ -1,5 +1,6 @@
 """Integrators against ASE, against physics, and against themselves in other batches and processes."""
 
+import itertools
 import math
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_energy_error_falls_with_the_square_of_the_timestep():
         NVE(LennardJones(), timestep, hooks=[monitor]).run(batch_of(atoms), int(160 / timestep))
         worst.append(float(monitor.largest))
     assert worst[0] < 1e-4
-    for coarse, fine in zip(worst, worst[1:], strict=False):
+    for coarse, fine in itertools.pairwise(worst):
         assert 3.0 < coarse / fine < 5.5
 
 
@@ -71,7 +72,7 @@ def test_time_can_be_turned_back():
 
 
 def test_langevin_samples_the_canonical_kinetic_energy():
-    # Free-running atoms in wells: every kinetic degree of freedom is independent; samples further apart than the relaxation time.
+    # Atoms in wells of their own: every degree of freedom is independent; samples lie further apart than the relaxation time.
     n_atoms, kelvin, every, n_samples = 150, 300.0, 40, 40
     batch = initialize_velocities(batch_of(atoms_in_well(n_atoms, 1, velocities=False)), kelvin, seed=3)
     langevin = NVTLangevin(Well(k=3.0), temperature=kelvin, timestep=2.0, friction=50.0, seed=5)

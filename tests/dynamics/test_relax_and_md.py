@@ -141,7 +141,7 @@ def test_md_writes_its_files_and_resumes_bit_for_bit(ensemble, tmp_path):
     assert read_trajectory(parts.trajectory).step.tolist() == [0, 10, 20, 30]
     again = md(structures, LennardJones(), n_steps=30, checkpoint=tmp_path / "a.ckpt", resume=True, **settings)
     assert torch.equal(again.structures[0].positions, parts.structures[0].positions)
-    with pytest.raises(InputError, match="saved with timestep=2.0"):
+    with pytest.raises(InputError, match=r"saved with timestep=2\.0"):
         md(structures, LennardJones(), n_steps=30, checkpoint=tmp_path / "a.ckpt", resume=True, **{**settings, "timestep": 1.0})
     with pytest.raises(InputError, match="holds other structures"):
         md([argon(1), cluster(2)], LennardJones(), n_steps=30, checkpoint=tmp_path / "a.ckpt", resume=True, **settings)

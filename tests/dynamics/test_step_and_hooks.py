@@ -113,6 +113,21 @@ def test_a_system_at_the_exit_status_keeps_every_bit(kind):
     assert not torch.equal(before[0]["positions"], frozen_bits(batch, 0)["positions"])
 
 
+def test_results_of_a_frozen_system_are_not_written_again():
+    class Restless(Well):
+        def __call__(self, graph, *, atomic_virial=False):
+            return {key: value + self.n_calls for key, value in super().__call__(graph).items()}
+
+    batch = batch_of(atoms_in_well(2, 1), atoms_in_well(12, 2))
+    dynamics = NVE(Restless())
+    dynamics.run(batch, 1)
+    batch.status = torch.tensor([1, 0])
+    before = [frozen_bits(batch, i) for i in range(2)]
+    dynamics.run(batch, 2)
+    assert_same_bits(before[0], frozen_bits(batch, 0), ["energy", "forces", "virial", "stress"])
+    assert not torch.equal(before[1]["energy"], frozen_bits(batch, 1)["energy"])
+
+
 @pytest.mark.parametrize("kind", [NVE, NVTLangevin, FIRE])
 def test_two_runs_are_one_long_run_without_an_extra_force_call(kind):
     potential, whole, parts = Well(), batch_of(atoms_in_well()), batch_of(atoms_in_well())

@@ -125,7 +125,8 @@ def test_without_ase_the_message_says_what_to_install():
     code = (
         "import sys; sys.modules['ase'] = None; sys.modules['ase.calculators.calculator'] = None\n"
         "from carryall.errors import MissingDependencyError\n"
-        "try:\n    import carryall.engines.ase\nexcept MissingDependencyError as error:\n    assert 'pip install' in str(error)\n"
+        "try:\n    import carryall.engines.ase\n"
+        "except MissingDependencyError as error:\n    assert 'pip install' in str(error)\n"
         "else:\n    raise SystemExit(1)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

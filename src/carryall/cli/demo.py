@@ -27,7 +27,7 @@ FILES = {
     "nvt/log.csv": "temperature and energies of every box",
     "nvt/trajectory.extxyz": "frames of every box",
     "nve/log.csv": "total energy at constant energy",
-    "pictures/": "the pictures of the report as PNG files",
+    "pictures": "the pictures of the report as PNG files",
 }
 
 

@@ -51,13 +51,13 @@ class DemoConfig:
     """K, of the NVT run; the reference g(r) is at 330 K."""
     timestep: float = 0.5
     """fs."""
-    nvt_steps: int = 600
+    nvt_steps: int = 100
     """Steps of NVT, all boxes at once."""
-    nve_steps: int = 300
+    nve_steps: int = 100
     """Steps of NVE, four boxes at once."""
-    ase_steps: int = 40
+    ase_steps: int = 20
     """Steps of NVE with ASE, one box of 2 x 2 x 2 copies."""
-    relax_steps: int = 60
+    relax_steps: int = 40
     """Steps after which a relaxation ends."""
     fmax: float = 0.1
     """eV/Å, largest force that counts as relaxed."""

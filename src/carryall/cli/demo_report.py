@@ -27,7 +27,7 @@ def write_demo_report(
         speed(config, found, machine, pictures),
     ]
     lead = (
-        f"Liquid water: a DPA-1 potential with attention, trained on {REFERENCE} energies and forces, packed into one file and run. "
+        f"Liquid water: a DPA-1 potential with attention, trained on {REFERENCE} energies and forces, packed and run. "
         f"The reference of every figure is {REFERENCE}."
     )
     return write_report(config.out / "report.html", "carryall demo: from labels to a running simulation", lead, sections)
@@ -50,7 +50,8 @@ def training(trained: TrainResult, pictures: dict[str, Path]) -> Section:
     """Learning curve."""
     sizes = MODEL["descriptor"]
     text = (
-        f"{trained.steps} steps in {trained.seconds:.0f} s. Cutoff {sizes['rcut']:g} Å, embedding {', '.join(map(str, sizes['neuron']))}, "
+        f"{trained.steps} steps in {trained.seconds:.0f} s. Cutoff {sizes['rcut']:g} Å, "
+        f"embedding {', '.join(map(str, sizes['neuron']))}, "
         f"{sizes['attn_layer']} attention layer. The model with the lowest validation errors is kept."
     )
     caption = f"Errors against {REFERENCE} during training."
@@ -72,7 +73,7 @@ def files(packed: Packed) -> Section:
         (f"model{s}", f"{packed.sizes[s] / 1e6:.2f} MB", f"{packed.seconds[s]:.0f} s", f"{packed.deviations[s]:.1e}")
         for s in packed.files
     ]
-    text = "Energy, forces and virial of the loaded files against the model itself, in float64, on test structures alone and in a batch."
+    text = "Energy, forces and virial of the loaded files against the model itself, in float64, on test structures."
     if packed.missing:
         text += f"\n\nThere is no .pt2: {packed.missing}."
     return Section("One file", text, Table(("file", "size", "packed in", "largest deviation"), rows))
@@ -83,7 +84,7 @@ def relaxation(config: DemoConfig, runs: Runs, pictures: dict[str, Path]) -> Sec
     converged = sum(one.outcome == "converged" for one in runs.relaxed)
     text = (
         f"{len(runs.relaxed)} boxes of water relaxed with FIRE in one batch, at most {config.relax_steps} steps, in "
-        f"{runs.seconds['relax']:.1f} s; {converged} reached {config.fmax:g} eV/Å, and a box that has is left out of further calls."
+        f"{runs.seconds['relax']:.1f} s; {converged} reached {config.fmax:g} eV/Å, and a box that has rests there."
     )
     caption = (
         f"Relaxations with the potential trained on {REFERENCE}: steps that boxes took, and largest force before and after."
@@ -98,12 +99,13 @@ def nvt(config: DemoConfig, runs: Runs, found: Found, pictures: dict[str, Path])
     text = (
         f"{boxes} boxes at {config.temperature:g} K in one batch, {config.nvt_steps} steps of {config.timestep:g} fs, in "
         f"{runs.seconds['nvt']:.0f} s; {runs.nvt_failed} set aside. Mean temperature {mean:.0f} K. "
-        f"The boxes start from test structures of the {REFERENCE} trajectory, and g(r) leaves out the first fifth of the run: over "
-        "so short a time it shows that the liquid stays what it is, not how fast it would find its structure."
+        f"The boxes start from test structures of the {REFERENCE} trajectory, and g(r) leaves out the first fifth of "
+        "the run: over so short a time it shows that the liquid stays what it is, not that it would find its structure."
     )
     captions = {
         "nvt": f"Every box, and the mean. Potential trained on {REFERENCE}.",
-        "rdf": f"g(r) of the NVT run ({found.rdf.n_frames} frames) and of {REFERENCE} MD ({found.reference_rdf.n_frames} frames, 330 K, "
+        "rdf": f"g(r) of the NVT run ({found.rdf.n_frames} frames) and of {REFERENCE} MD "
+        f"({found.reference_rdf.n_frames} frames, 330 K, "
         "1 g/cm³). The O–H axis is cut above 2.5 to show the hydrogen bonds.",
     }
     return Section("NVT", text, pictures=_shown(pictures, **captions))
@@ -112,7 +114,10 @@ def nvt(config: DemoConfig, runs: Runs, found: Found, pictures: dict[str, Path])
 def nve(config: DemoConfig, found: Found, pictures: dict[str, Path]) -> Section:
     """Energy conservation."""
     rows = [(name, f"{value:+.4f}") for name, value in found.drifts.items()]
-    text = f"Constant energy, {config.timestep:g} fs, without thermostat: four boxes in one batch, and one box of 2 × 2 × 2 copies in ASE."
+    text = (
+        f"Constant energy, {config.timestep:g} fs, no thermostat: four boxes in one batch, "
+        "and one box of 2 × 2 × 2 copies in ASE."
+    )
     caption = f"Total energy since the start. Potential trained on {REFERENCE}."
     return Section("Energy conservation", text, Table(("run", "drift, meV/atom/ps"), rows), _shown(pictures, nve=caption))
 
@@ -125,8 +130,8 @@ def speed(config: DemoConfig, found: Found, machine: str, pictures: dict[str, Pa
     ]
     header = ("form", "µs per atom and step", f"ns/day at {config.timestep:g} fs")
     text = (
-        f"Energy, forces and virial of {config.n_systems} boxes ({found.speeds[0].n_atoms} atoms) in one call, without the neighbour "
-        f"search, on {machine}. ns/day is of each box, all {config.n_systems} at once."
+        f"Energy, forces and virial of {config.n_systems} boxes ({found.speeds[0].n_atoms} atoms) in one call, "
+        f"without the neighbour search, on {machine}. ns/day is of each box, all {config.n_systems} at once."
     )
     caption = f"Time of a call; shorter is faster. Potential trained on {REFERENCE}."
     return Section("Speed", text, Table(header, rows), _shown(pictures, speed=caption))

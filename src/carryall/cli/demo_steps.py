@@ -14,16 +14,17 @@ from carryall.cli.console import console, show_data, show_table
 from carryall.cli.demo_config import REFERENCE, DemoConfig, training_config
 from carryall.cli.inputs import asset, notify, water_frames
 from carryall.cli.train import show_result, train_and_plot
-from carryall.data import AtomicData, write_structures
+from carryall.data import AtomicData, Batch, write_structures
 from carryall.data.units import kB
-from carryall.dynamics import ForceGuard, RelaxResult, md, read_csv_log, relax
+from carryall.dynamics import BaseDynamics, HookStageEnum, RelaxResult, md, read_csv_log, relax
+from carryall.dynamics.thermo import max_force
 from carryall.errors import CarryallError, InputError, MissingDependencyError
 from carryall.graph import Potential
 from carryall.graph.neighbor_search import graph_from_structures
 from carryall.package.check import deviation
 from carryall.package.open import load
 from carryall.package.pack import pack
-from carryall.progress import progress_bar
+from carryall.progress import Advance, progress_bar
 from carryall.properties.errors_table import ErrorRow, as_text, error_table, predict, write_csv, write_errors
 from carryall.properties.rdf import RadialDistribution, radial_distribution
 from carryall.properties.timeseries import Speed, by_system, energy_drift, measure_speed
@@ -63,7 +64,8 @@ class Runs:
     """What was simulated."""
 
     relaxed: list[RelaxResult]
-    fmax_start: list[float]
+    force_curves: np.ndarray
+    """(n_steps, n_systems) eV/Å, NaN once a box rests."""
     nvt_time: np.ndarray
     """(n_times,) ps."""
     nvt_temperature: np.ndarray
@@ -144,7 +146,7 @@ def simulate(config: DemoConfig, packed: Packed, data: Data) -> Runs:
     start = start_frames(data["test"], config.n_systems)
     seconds: dict[str, float] = {}
     began = time.monotonic()
-    relaxed, fmax_start = relax_boxes(config, potential, start)
+    relaxed, curves = relax_boxes(config, potential, start)
     seconds["relax"] = time.monotonic() - began
     began = time.monotonic()
     nvt = run_nvt(config, potential, start)
@@ -173,11 +175,11 @@ def simulate(config: DemoConfig, packed: Packed, data: Data) -> Runs:
         ),
     ]
     show_table(("run", f"with model{suffix}", "", "time"), rows)
-    return Runs(relaxed, fmax_start, nvt.time, nvt.temperature, nvt.energy, nvt.frames, nvt.failed, drifts, seconds)
+    return Runs(relaxed, curves, nvt.time, nvt.temperature, nvt.energy, nvt.frames, nvt.failed, drifts, seconds)
 
 
 def start_frames(test: Sequence[AtomicData], count: int) -> list[AtomicData]:
-    """Frames at the temperature and density of the reference g(r), without labels; the same ones again when there are too few."""
+    """Frames at the temperature and density of the reference g(r), without labels; some twice when there are too few."""
     suitable = [one for one in test if all(one.info.get(key) == value for key, value in SUITABLE.items())] or list(test)
     chosen = [
         suitable[i * len(suitable) // count] if count <= len(suitable) else suitable[i % len(suitable)] for i in range(count)
@@ -185,13 +187,13 @@ def start_frames(test: Sequence[AtomicData], count: int) -> list[AtomicData]:
     return [one.replace(energy=None, forces=None, stress=None) for one in chosen]
 
 
-def relax_boxes(config: DemoConfig, potential: Potential, start: list[AtomicData]) -> tuple[list[RelaxResult], list[float]]:
-    """Results and the largest force of each box before."""
+def relax_boxes(config: DemoConfig, potential: Potential, start: list[AtomicData]) -> tuple[list[RelaxResult], np.ndarray]:
+    """Results, and the largest force of each box at each step."""
     folder = config.out / "relax"
     folder.mkdir(parents=True, exist_ok=True)
-    before = [float(np.linalg.norm(one["forces"], axis=1).max()) for one in predict(potential, start)]
-    with console().status("relaxing"):
-        results = relax(start, potential, config.fmax, config.relax_steps)
+    with progress_bar("FIRE", config.relax_steps) as advance:
+        curves = ForceCurves(advance)
+        results = relax(start, potential, config.fmax, config.relax_steps, hooks=[curves])
     lines = [[one.index, one.outcome, one.steps, _number(one.energy), _number(one.fmax)] for one in results]
     write_csv(
         folder / "results.csv", ("system", "outcome", "steps", "energy", "fmax"), ("1", "1", "1", "eV", "eV/angstrom"), lines
@@ -200,7 +202,7 @@ def relax_boxes(config: DemoConfig, potential: Potential, start: list[AtomicData
         folder / "relaxed.extxyz",
         [one.structure for one in results if one.structure is not None and one.energy is not None] or start,
     )
-    return results, before
+    return results, np.array(curves.rows).reshape(-1, len(start))
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +229,7 @@ def run_nvt(config: DemoConfig, potential: Potential, start: list[AtomicData]) -
             start, potential, "nvt", config.temperature, config.timestep, config.nvt_steps,
             friction=config.friction, seed=config.seed, log=folder / "log.csv", log_interval=every,
             trajectory=folder / "trajectory.extxyz", trajectory_interval=every, progress=False,
-            max_force=GUARD, hooks=[ForceGuard(GUARD), _Advance(advance)],
+            max_force=GUARD, hooks=[StepBar(advance)],
         )  # fmt: skip
     log = read_csv_log(folder / "log.csv")
     times, temperature = by_system(log, "temperature")
@@ -250,7 +252,7 @@ def run_nve(config: DemoConfig, potential: Potential, start: list[AtomicData]) -
     with progress_bar("NVE", config.nve_steps) as advance:
         md(
             chosen, potential, "nve", config.temperature, config.timestep, config.nve_steps,
-            seed=config.seed, log=folder / "log.csv", log_interval=2, progress=False, hooks=[_Advance(advance)],
+            seed=config.seed, log=folder / "log.csv", log_interval=2, progress=False, hooks=[StepBar(advance)],
         )  # fmt: skip
     times, total = by_system(read_csv_log(folder / "log.csv"), "total_energy")
     kept = np.isfinite(total).all(axis=0)
@@ -287,7 +289,7 @@ def run_ase(config: DemoConfig, potential: Potential, start: AtomicData) -> dict
 
 def measure(config: DemoConfig, packed: Packed, data: Data, runs: Runs) -> Found:
     """Errors, drift, g(r), speed; pictures of all where matplotlib is present."""
-    suffix, potential = packed.fastest
+    _, potential = packed.fastest
     predictions = predict(potential, data["test"])
     errors = error_table(data["test"], predictions)
     write_errors(config.out / "errors.csv", errors)
@@ -333,14 +335,13 @@ def draw(
     folder = config.out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     curve = config.out / "training" / "learning_curve.csv"
-    finished = [(one, before) for one, before in zip(runs.relaxed, runs.fmax_start, strict=True) if one.fmax is not None]
-    steps, after = [one.steps for one, _ in finished], [float(one.fmax or 0.0) for one, _ in finished]
+    steps = [one.steps for one in runs.relaxed]
     ceilings = {("O", "H"): 2.5}
     paths = {name: folder / f"{name}.png" for name in ("learning_curve", "parity", "relaxation", "nvt", "rdf", "nve", "speed")}
     try:
         plots.plot_learning_curve(curve, paths["learning_curve"], reference=REFERENCE)
         plots.plot_parity(test, predictions, paths["parity"], reference=REFERENCE)
-        plots.plot_relaxation(steps, [before for _, before in finished], after, paths["relaxation"], fmax=config.fmax)
+        plots.plot_relaxation(runs.force_curves, steps, paths["relaxation"], fmax=config.fmax)
         plots.plot_thermo(runs.nvt_time, runs.nvt_temperature, runs.nvt_energy, paths["nvt"], target=config.temperature)
         plots.plot_rdf(rdf, paths["rdf"], reference=reference, labels=("this potential", REFERENCE), ceilings=ceilings)
         plots.plot_energy_drift(runs.drifts, paths["nve"])
@@ -351,19 +352,35 @@ def draw(
     return paths
 
 
-class _Advance:
-    """Moves the shared progress bar after each step."""
+class StepBar:
+    """Moves a progress bar after each step."""
 
+    stage = HookStageEnum.AFTER_STEP
     frequency = 1
 
-    def __init__(self, advance: object) -> None:
-        from carryall.dynamics import HookStageEnum
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
 
-        self.stage, self._advance = HookStageEnum.AFTER_STEP, advance
-
-    def __call__(self, batch: object, dynamics: object) -> None:
+    def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
         """One step done."""
-        self._advance(1, None)  # type: ignore[operator]
+        self._advance(1, None)
+
+
+class ForceCurves:
+    """Keeps the largest force of each running system before each step."""
+
+    stage = HookStageEnum.BEFORE_STEP
+    frequency = 1
+
+    def __init__(self, advance: Advance) -> None:
+        self.rows: list[np.ndarray] = []
+        self._advance = advance
+
+    def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
+        """One row."""
+        forces, running = max_force(batch).numpy(), dynamics.running(batch)
+        self.rows.append(forces.copy() if running is None else np.where(running.numpy(), forces, np.nan))
+        self._advance(1, f"{dynamics.n_running(batch)} boxes left")
 
 
 def _number(value: float | None) -> str:

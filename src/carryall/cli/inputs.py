@@ -73,7 +73,8 @@ def built_in_start(model: str) -> list[AtomicData]:
     if model == "sutton-chen":
         return [face_centered_cubic("Cu", COPPER_LATTICE, 4, rattle=0.02)]
     raise InputError(
-        f"no start structure: give a file (only lj-argon, sutton-chen and water bring their own), as in carryall md start.extxyz --model {model}"
+        f"no start structure: give a file, as in carryall md start.extxyz --model {model} "
+        "(only lj-argon, sutton-chen and water bring their own)"
     )
 
 
@@ -93,7 +94,7 @@ def asset(name: str) -> Path:
 
 
 def face_centered_cubic(symbol: str, lattice: float, repeats: int, rattle: float = 0.0, seed: int = 0) -> AtomicData:
-    """repeats^3 cubic cells of four atoms, edge `lattice` (Å); each coordinate off its site by `rattle` (Å, standard deviation)."""
+    """repeats^3 cubic cells of four atoms, edge `lattice` (Å), off their sites by `rattle` (Å, standard deviation)."""
     import numpy as np
 
     from carryall.data import AtomicData, atomic_number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,9 +136,7 @@ def md(
     batch = _started(dynamics, usable, settings, seed, paths[2] if resume else None)
     reporters: list[Any] = [ForceGuard(max_force), *hooks]
     reporters += [LogTable(log_interval), ProgressBar(ensemble.upper())] if progress else []
-    reporters += [CSVLog(paths[0], log_interval)] if paths[0] else []
-    reporters += [trajectory_writer(paths[1], trajectory_interval)] if paths[1] else []
-    reporters += [Checkpoint(paths[2], checkpoint_interval)] if paths[2] else []
+    reporters += _file_hooks(paths, (log_interval, trajectory_interval, checkpoint_interval))
     for hook in reporters:
         dynamics.register_hook(hook)
     dynamics.run(batch, max(0, n_steps - dynamics.step_count))
@@ -146,6 +144,12 @@ def md(
         save_checkpoint(paths[2], batch, dynamics)
     systems = _systems(usable, batch, dynamics) + [_unusable(one) for one in inputs if one.reason is not None]
     return MDResult(sorted(systems, key=lambda one: one.index), ensemble, dynamics.step_count, *paths)
+
+
+def _file_hooks(paths: Sequence[Path | None], intervals: Sequence[int]) -> list[Any]:
+    """Log, trajectory and checkpoint, the checkpoint last."""
+    makers: tuple[Callable[[Path, int], Any], ...] = (CSVLog, trajectory_writer, Checkpoint)
+    return [make(path, interval) for make, path, interval in zip(makers, paths, intervals, strict=True) if path is not None]
 
 
 def _dynamics(ensemble: str, potential: Potential, settings: dict[str, list[float]], seed: int, skin: float) -> BaseDynamics:

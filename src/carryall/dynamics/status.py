@@ -51,7 +51,6 @@ def reopen_converged(batch: Batch) -> None:
     again = batch.get(OUTCOME) == Outcome.CONVERGED
     batch.set(STATUS, batch.get(STATUS).masked_fill(again, 0))
     batch.set(OUTCOME, batch.get(OUTCOME).masked_fill(again, int(Outcome.RUNNING)))
-    batch.set(EVALUATED, batch.get(EVALUATED) | again)
 
 
 def atom_rows(mask: Tensor, batch: Batch) -> Tensor:

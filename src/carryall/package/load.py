@@ -41,17 +41,27 @@ class PackedPotential:
 
 def load_packed(path: str | Path, device: str = "cpu", dtype: str | None = None) -> PackedPotential:
     """Load a `.pt2` or `.pte`; every entry is checked against the manifest's SHA-256 before anything of it runs."""
-    path = Path(path)
+    path, where = Path(path), usable_device(device)
     metadata = verify(path)
     spec = PotentialSpec.from_dict(metadata)
     if tuple(metadata["input_keys"]) != INPUTS or tuple(metadata["output_keys"]) != OUTPUTS:
         raise InputError(f"{path} has other inputs or outputs than this version of carryall: pack it again")
     if dtype is not None and dtype != spec.dtype:
         raise InputError(f"{path} was packed in {spec.dtype}, not {dtype}: pack it again with --dtype {dtype}")
-    if torch.device(device).type != metadata["device"] and metadata["kind"] == "pt2":
+    if where.type != metadata["device"] and metadata["kind"] == "pt2":
         raise InputError(f"{path} was compiled for {metadata['device']}, not {device}: pack it again with --device {device}")
     run = _load_compiled(path) if metadata["kind"] == "pt2" else _load_program(path, device)
-    return PackedPotential(path, spec, metadata, torch.device(device), run)
+    return PackedPotential(path, spec, metadata, where, run)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; InputError when this machine or this torch has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used here: {str(error).strip().splitlines()[0]}") from None
+    return device
 
 
 def _load_compiled(path: Path) -> Callable[..., Any]:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,11 @@ FORMAT_VERSION = 1
 EXTRA = "model/extra/"
 METADATA, MODEL, SCRIPT, MANIFEST = (EXTRA + name for name in ("metadata.json", "model.json", "model_def_script.json", "manifest.json"))
 MAX_JSON_BYTES = 1 << 30
+# what zipfile and json raise on damaged input (RuntimeError: an entry that claims to be encrypted or of a later format)
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, OSError, EOFError, json.JSONDecodeError, UnicodeDecodeError,
+    LookupError, TypeError, AttributeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def read_entry(path: Path, name: str) -> bytes:
         try:
             info = archive.getinfo(name)
         except KeyError:
-            raise InputError(f"{path} has no {name}: it was not written by carryall") from None
+            raise InputError(f"{path} has no {name}: it was not written by carryall, or not copied whole") from None
         if info.file_size > MAX_JSON_BYTES:
             raise InputError(f"{path}: entry {name} claims {info.file_size} bytes, more than a packed file may hold")
         return archive.read(info)
@@ -98,7 +105,7 @@ def verify(path: Path) -> dict[str, Any]:
             if found.get(name) != manifest["entries"].get(name):
                 raise InputError(f"{path}: entry {name} does not match the manifest; the file is damaged or was changed: pack it again")
         metadata = read_json(path, METADATA)
-    except (zipfile.BadZipFile, json.JSONDecodeError, KeyError, TypeError, EOFError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): copy or pack it again") from None
     if not isinstance(metadata, dict):
         raise InputError(f"{path}: {METADATA} does not hold an object")

@@ -19,7 +19,7 @@ from carryall.models.pair import LennardJones
 from carryall.models.registry import model_from_source
 from carryall.models.sutton_chen import SuttonChen
 from carryall.package.cache import compiled
-from carryall.package.load import load_packed
+from carryall.package.load import load_packed, usable_device
 from carryall.package.sources import SOURCE_SUFFIXES, is_source, read_source
 
 BUILT_IN: dict[str, Callable[[], nn.Module]] = {
@@ -38,7 +38,7 @@ def load(path: str | Path, device: str = "cpu", dtype: str | None = None, *, not
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if str(path) in COMPILED_BUILT_IN and dtype is None and torch.device(device).type == "cpu":
+    if str(path) in COMPILED_BUILT_IN and dtype is None and usable_device(device).type == "cpu":
         try:
             return load_packed(compiled(shipped(f"{path}.json.gz"), notify or (lambda _: None)))
         except MissingDependencyError as missing:
@@ -46,6 +46,7 @@ def load(path: str | Path, device: str = "cpu", dtype: str | None = None, *, not
                 notify(f"running {path} uncompiled: {missing}")
     if Path(path).suffix in (".pt2", ".pte"):
         return load_packed(path, device, dtype)
+    usable_device(device)
     model = load_model(path)
     if dtype is not None and isinstance(model, DPA1):
         model = set_weight_dtype(model, getattr(torch, dtype))

@@ -40,8 +40,10 @@ def predict(potential: Potential, structures: Sequence[AtomicData]) -> list[dict
 
 
 def compared(structures: Sequence[AtomicData], predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(reference, predicted), both (n,), of each quantity that has labels: energy per atom (eV), forces (eV/Å, components of all
-    atoms), stress (eV/Å³, the six components; structures that are periodic along all axes)."""
+    """(reference, predicted), both (n,), of each quantity that has labels.
+
+    Energy per atom (eV), forces (eV/Å, components of all atoms), stress (eV/Å³, six components, of fully periodic structures).
+    """
     pairs: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {name: ([], []) for name in UNITS}
     for one, found in zip(structures, predictions, strict=True):
         if one.energy is not None:

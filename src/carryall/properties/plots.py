@@ -62,8 +62,8 @@ def plot_learning_curve(curve: str | Path, path: str | Path, *, reference: str =
         for part, colour, width in (("train", GREY, 1.2), ("validation", BLUE, 2.0)):
             values = columns[f"{part}_rmse_{quantity}"]
             if np.isfinite(values).any():
-                style = {"marker": "o", "markersize": 3} if len(values) < 40 else {}
-                one.plot(columns["step"], values, color=colour, linewidth=width, label=part, **style)
+                marker = "o" if len(values) < 40 else None
+                one.plot(columns["step"], values, color=colour, linewidth=width, label=part, marker=marker, markersize=3)
         finite = [v for part in ("train", "validation") for v in columns[f"{part}_rmse_{quantity}"] if np.isfinite(v) and v > 0]
         if finite:
             one.set_yscale("log")
@@ -126,7 +126,8 @@ def plot_rdf(
             one.plot(reference.r, reference.g[pair], color=GREY, linewidth=1.5, label=labels[1])
         one.plot(found.r, g, color=BLUE, linewidth=1.8, label=labels[0])
         one.axhline(1.0, color=INK, linewidth=0.6, linestyle=":")
-        one.set_xlim(float(found.r[0]), float(found.r[-1]))
+        occupied = np.flatnonzero(g > 0)
+        one.set_xlim(max(0.0, float(found.r[occupied[0]]) - 0.4) if len(occupied) else 0.0, float(found.r[-1]))
         one.set_ylim(0.0, (ceilings or {}).get(pair))
         name = "–".join(pair)
         decorate(one, f"{name} distance, Å", f"g(r) of {name}", f"radial distribution {name}", legend=True)
@@ -136,12 +137,12 @@ def plot_rdf(
 def plot_energy_drift(runs: Mapping[str, tuple[np.ndarray, np.ndarray, int]], path: str | Path) -> Path:
     """Total energy at constant energy: name -> (time in ps, total energy in eV, atoms)."""
     figure, (one,) = new_figure()
+    factor, unit = _time_unit(max((float(time[-1]) for time, _, _ in runs.values()), default=0.0))
     for colour, (name, (time, energy, n_atoms)) in zip(CYCLE * len(runs), runs.items(), strict=False):
         drift = energy_drift(time, energy, n_atoms)
-        one.plot(
-            time, 1e3 * (energy - energy[0]) / n_atoms, color=colour, linewidth=1.3, label=f"{name}: {drift:+.3f} meV/atom/ps"
-        )
-    decorate(one, "time, ps", "total energy − start, meV/atom", "NVE: conservation of energy", legend=True)
+        label = f"{name}: {drift:+.3f} meV/atom/ps"
+        one.plot(factor * time, 1e3 * (energy - energy[0]) / n_atoms, color=colour, linewidth=1.3, label=label)
+    decorate(one, f"time, {unit}", "total energy − start, meV/atom", "NVE: conservation of energy", legend=True)
     return save_figure(figure, path)
 
 
@@ -157,20 +158,16 @@ def plot_thermo(
     """Temperature (n_times, n_systems) K and potential energy per atom (n_times, n_systems) eV: every system, and the mean."""
     figure, axes = new_figure(2)
     n_systems = temperature.shape[1]
+    factor, unit = _time_unit(float(time_ps[-1]))
+    mean = f"mean of {n_systems}" if n_systems > 1 else None
     for one, values, name in zip(
         axes, (temperature, energy_per_atom), ("temperature, K", "potential energy, eV/atom"), strict=True
     ):
         if n_systems > 1:
-            one.plot(time_ps, values, color=BLUE, linewidth=0.6, alpha=0.25)
-        one.plot(
-            time_ps,
-            np.nanmean(values, axis=1),
-            color=BLUE,
-            linewidth=2.0,
-            label=f"mean of {n_systems}" if n_systems > 1 else None,
-        )
+            one.plot(factor * time_ps, values, color=BLUE, linewidth=0.6, alpha=0.25)
+        one.plot(factor * time_ps, np.nanmean(values, axis=1), color=BLUE, linewidth=2.0, label=mean)
         one.ticklabel_format(useOffset=False)
-        decorate(one, "time, ps", name, f"{title}: {name.split(',')[0]}")
+        decorate(one, f"time, {unit}", name, f"{title}: {name.split(',')[0]}")
     if target is not None:
         axes[0].axhline(target, color=ORANGE, linewidth=1.2, linestyle="--", label=f"thermostat, {target:g} K")
     if n_systems > 1 or target is not None:
@@ -178,31 +175,35 @@ def plot_thermo(
     return save_figure(figure, path)
 
 
-def plot_relaxation(
-    steps: Sequence[int], fmax_start: Sequence[float], fmax_end: Sequence[float], path: str | Path, *, fmax: float
-) -> Path:
-    """Left: how many steps structures took. Right: largest force before and after, one line a structure."""
-    figure, (left, right) = new_figure(2)
-    left.hist(list(steps), bins=min(20, max(5, len(steps) // 2)), color=BLUE, edgecolor="white")
-    decorate(left, "steps to the end", "structures", "relaxation: steps")
-    for before, after in zip(fmax_start, fmax_end, strict=True):
-        right.plot([0, 1], [before, after], color=BLUE, alpha=0.5, linewidth=1.0, marker="o", markersize=3)
-    right.axhline(fmax, color=ORANGE, linewidth=1.2, linestyle="--", label=f"asked for: {fmax:g} eV/Å")
-    right.set_yscale("log")
-    right.set_xticks([0, 1], ["start", "end"])
-    right.set_xlim(-0.2, 1.2)
-    decorate(right, "", "largest force, eV/Å", "relaxation: forces", legend=True)
+def plot_relaxation(curves: np.ndarray, steps: Sequence[int], path: str | Path, *, fmax: float) -> Path:
+    """Largest force against steps, and a histogram of the steps that structures took.
+
+    curves: (n_steps, n_structures) eV/Å, one line each, NaN once a structure rests.
+    """
+    figure, (upper, lower) = new_figure(2)
+    upper.plot(np.arange(len(curves)), curves, color=BLUE, linewidth=0.8, alpha=0.6)
+    upper.axhline(fmax, color=ORANGE, linewidth=1.2, linestyle="--", label=f"asked for: {fmax:g} eV/Å")
+    upper.set_yscale("log")
+    _plain_log_ticks(upper)
+    decorate(upper, "step", "largest force, eV/Å", "relaxation: forces", legend=True)
+    width = max(1, (max(steps) - min(steps)) // 12)
+    edges = np.arange(min(steps), max(steps) + 2 * width, width) - 0.5
+    lower.hist(list(steps), bins=edges.tolist(), color=BLUE, edgecolor="white")
+    lower.locator_params(integer=True)
+    decorate(lower, "steps to the end", "structures", "relaxation: steps")
     return save_figure(figure, path)
 
 
 def plot_speed(speeds: Sequence[Speed], path: str | Path, *, title: str = "speed") -> Path:
     """Bars: µs for one atom and one step; shorter is faster."""
-    figure, (one,) = new_figure()
+    figure, (one,) = new_figure(panel=(PANEL[0], 2.4))
     values = [speed.microseconds_per_atom for speed in speeds]
     bars = one.barh(
         [speed.name for speed in speeds], values, color=[CYCLE[i % len(CYCLE)] for i in range(len(speeds))], height=0.6
     )
-    one.bar_label(bars, fmt="%.3g", padding=4, fontsize=9, color=INK)
+    one.bar_label(
+        bars, labels=[f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=4, fontsize=9, color=INK
+    )
     one.invert_yaxis()
     one.grid(False, axis="y")
     one.set_xlim(0, 1.18 * max(values))
@@ -232,6 +233,10 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     except ValueError as error:
         raise InputError(f"{path} is not a table of numbers: {error}") from None
     return {name: table[:, index] for index, name in enumerate(rows[0])}
+
+
+def _time_unit(longest_ps: float) -> tuple[float, str]:
+    return (1e3, "fs") if longest_ps < 1 else (1.0, "ps")
 
 
 def _plain_log_ticks(axes: Axes) -> None:

@@ -9,12 +9,17 @@ from html import escape
 from pathlib import Path
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d252c; --soft: #5b6670; --line: #dfe4e8; --paper: #ffffff; --band: #f4f6f8; --accent: #2563a8; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --soft: #9aa6b1; --line: #333c45; --paper: #14191e; --band: #1d242b; --accent: #7ab2ea; } }
+:root { color-scheme: light dark; --ink: #1d252c; --soft: #5b6670; --line: #dfe4e8; }
+:root { --paper: #ffffff; --band: #f4f6f8; --accent: #2563a8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6eaee; --soft: #9aa6b1; --line: #333c45; --paper: #14191e; --band: #1d242b; --accent: #7ab2ea; }
+}
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 54rem; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0 auto; padding: 1rem; max-width: 54rem; background: var(--paper); color: var(--ink); }
+body { font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); color: var(--accent); }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; padding-top: .75rem; color: var(--accent); }
+h2 { border-top: 1px solid var(--line); }
 p { margin: .5rem 0; }
 .lead { color: var(--soft); }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
@@ -22,7 +27,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { background: var(--band); font-weight: 600; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; align-items: start; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: .75rem 0; max-width: 32rem; }
 img { display: block; width: 100%; height: auto; border-radius: 6px; background: #ffffff; }
 figcaption { font-size: .85rem; color: var(--soft); margin-top: .3rem; }
@@ -66,10 +71,10 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The HTML text."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     body = "\n".join(section_html(one) for one in sections)
     return (
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n'
+        f'<!doctype html>\n<html lang="en"><head>{head}<title>{escape(title)}</title><style>{STYLE}</style></head>\n'
         f'<body><h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n{body}\n</body></html>\n'
     )
 

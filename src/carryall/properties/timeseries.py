@@ -55,7 +55,7 @@ class Speed:
 
 
 def measure_speed(name: str, potential: Potential, structures: Sequence[AtomicData], budget_s: float = 2.0) -> Speed:
-    """Median time of a call on all structures at once, after one call to warm up; at least 3 calls, about `budget_s` seconds."""
+    """Median time of a call on all structures at once, after one to warm up: at least 3 calls, about `budget_s` seconds."""
     graph = graph_from_structures(structures, potential.spec.cutoff, potential.spec.type_map)
     potential(graph)
     times: list[float] = []
