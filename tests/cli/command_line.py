@@ -21,8 +21,7 @@ SMALL_MODEL = {
         "neuron": [2, 4],
         "axis_neuron": 2,
         "tebd_dim": 2,
-        "attn": 4,
-        "attn_layer": 1,
+        "attn_layer": 0,
     },
     "fitting": {"neuron": [4, 4]},
 }

@@ -92,10 +92,17 @@ def test_train_then_pack(tmp_path, capsys):
     assert [row["step"] for row in columns(out / "learning_curve.csv")] == ["3"]
     assert is_png(out / "learning_curve.png")
     assert yaml.safe_load((out / "config.yaml").read_text())["n_steps"] == 3
-    assert main([*flags[:4], "--n-steps", "4"]) == 0
-    assert [row["step"] for row in columns(out / "learning_curve.csv")] == ["3", "4"]
     assert main(["pack", str(out / "best.pt"), str(tmp_path / "model.pte")]) == 0
     assert main(["eval", str(tmp_path / "model.pte"), str(data), "--out", str(tmp_path / "eval")]) == 0
+
+
+def test_train_resumes(tmp_path):
+    data = write(tmp_path / "data.extxyz", [argon(labels=True, seed=seed) for seed in range(4)])
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"data": {"train": [str(data)]}, "out": str(tmp_path / "out"), "model": SMALL_MODEL}))
+    for n_steps in ("2", "3"):
+        assert main(["train", str(config), "--n-steps", n_steps]) == 0
+    assert [row["step"] for row in columns(tmp_path / "out" / "learning_curve.csv")] == ["2", "3"]
 
 
 def test_pack_without_a_compiler(dpa1_pte, tmp_path, monkeypatch, capsys):

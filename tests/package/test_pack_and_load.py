@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from structures import CUTOFF, small_dpa1, small_lj, structure, structures
+from torch.export import ExportedProgram
 
 import carryall
 from carryall import evaluate, load, pack
@@ -46,7 +47,7 @@ def test_the_model_comes_back_out_of_the_file(dpa1: DPA1, dpa1_pte: Path, lj_pte
     assert isinstance(load_model(lj_pte), LennardJones)
 
 
-def test_packing_leaves_the_model_as_it_was(lj_pte: Path, tmp_path: Path) -> None:
+def test_packing_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = small_dpa1(attn_layer=0).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     pack(model, tmp_path / "a0.pte", dtype="float32", check=False)
@@ -62,20 +63,20 @@ def test_packing_leaves_the_model_as_it_was(lj_pte: Path, tmp_path: Path) -> Non
         load(tmp_path / "a0.pte", dtype="float64")
 
 
-def test_wrong_dtype_and_device_and_type(dpa1_pte: Path) -> None:
-    assert load(dpa1_pte, dtype="float64").spec.dtype == "float64"
+def test_wrong_dtype_and_device_and_type(lj_pte: Path) -> None:
+    packed = load(lj_pte, dtype="float64")
     with pytest.raises(InputError, match="packed in float64, not float32"):
-        load(dpa1_pte, dtype="float32")
+        load(lj_pte, dtype="float32")
     with pytest.raises(InputError, match="dtype must be one of float32, float64, got 'half'"):
-        load(dpa1_pte, dtype="half")
-    for what in (dpa1_pte, "lj-argon"):
+        load(lj_pte, dtype="half")
+    for what in (lj_pte, "lj-argon"):
         with pytest.raises(InputError, match="device 'gpu' cannot be used here"):
             load(what, device="gpu")
         if not torch.cuda.is_available():
             with pytest.raises(InputError, match="device 'cuda' cannot be used here"):
                 load(what, device="cuda")
     with pytest.raises(InputError, match="structure 0: atom 0 is Cu"):
-        evaluate(load(dpa1_pte), structure("open", ("Cu",)))
+        evaluate(packed, structure("open", ("Cu",)))
 
 
 @pytest.mark.compile
@@ -119,7 +120,13 @@ def test_unknown_kinds_of_file(tmp_path: Path) -> None:
 # -- failure
 
 
-def test_a_failed_pack_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def program() -> ExportedProgram:
+    return export.trace(small_lj())
+
+
+def test_a_failed_pack_leaves_nothing(program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "trace", lambda *_: program)
     for target, error in (("carryall.package.export.check_against_eager", PackError), ("torch.export.save", OSError)):
         with monkeypatch.context() as patch:
 
@@ -132,7 +139,8 @@ def test_a_failed_pack_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_pack_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_pack_keeps_the_earlier_file(program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "trace", lambda *_: program)
     path = tmp_path / "lj.pte"
     path.write_bytes(b"earlier")
     monkeypatch.setattr("torch.export.save", lambda *_: 1 / 0)
@@ -169,7 +177,8 @@ def test_checks_see_atoms_with_and_without_neighbours() -> None:
     assert max(graph.n_edges for graph in graphs) > 100
 
 
-def test_without_a_compiler_pte_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_pte_still_works(program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "trace", lambda *_: program)
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(MissingDependencyError, match=r"no C\+\+ compiler.*apt install g\+\+.*xcode-select --install.*\.pte"):

@@ -16,7 +16,7 @@ from carryall.cli.inputs import asset, notify, water_frames
 from carryall.cli.train import show_result, train_and_plot
 from carryall.data import AtomicData, Batch, write_structures
 from carryall.data.units import kB
-from carryall.dynamics import BaseDynamics, HookStageEnum, RelaxResult, md, read_csv_log, relax
+from carryall.dynamics import BaseDynamics, HookStageEnum, RelaxResult, initialize_velocities, md, read_csv_log, relax
 from carryall.dynamics.thermo import max_force
 from carryall.errors import CarryallError, InputError, MissingDependencyError
 from carryall.graph import Potential
@@ -267,12 +267,12 @@ def run_ase(config: DemoConfig, potential: Potential, start: AtomicData) -> dict
         notify(f"no ASE run: {missing}")
         return {}
     from ase import units
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
     from ase.md.verlet import VelocityVerlet
 
     atoms = start.replace(velocities=None).to_ase().repeat((2, 2, 2))
-    MaxwellBoltzmannDistribution(atoms, temperature_K=config.temperature, rng=np.random.default_rng(config.seed))
-    Stationary(atoms)
+    # fresh velocities: with those of the small box the copies would move as one
+    fresh = initialize_velocities(Batch.from_ase([atoms]), config.temperature, config.seed)
+    atoms.set_velocities(fresh.velocities.numpy())
     atoms.calc = Calculator(potential)
     dynamics = VelocityVerlet(atoms, timestep=config.timestep * units.fs)
     energies = [atoms.get_total_energy()]

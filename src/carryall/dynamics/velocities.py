@@ -15,16 +15,16 @@ from carryall.dynamics.thermo import masses, mobile, temperature
 
 
 def initialize_velocities(
-    batch: Batch, temperature_K: PerSystem, seed: int = 0, *, remove_translation: bool = True, exact: bool = False
+    batch: Batch, temperature: PerSystem, seed: int = 0, *, remove_translation: bool = True, exact: bool = False
 ) -> Batch:
     """Give every system velocities of the Maxwell-Boltzmann distribution, in place; returns the batch.
 
-    temperature_K: one number or one for each system. The numbers depend on the seed, the system's `system_id` and the atom's
+    temperature: K, one number or one for each system. The numbers depend on the seed, the system's `system_id` and the atom's
     index in it only. remove_translation: the centre of mass rests (not where atoms are held by `move_mask`). exact: scaled to
     exactly that temperature, by 3 N - 3 degrees of freedom where the centre of mass rests.
     """
     ensure_keys(batch)
-    target = per_system("temperature", checked("temperature", temperature_K), batch)
+    target = per_system("temperature", checked("temperature", temperature), batch)
     mass = masses(batch).double()
     noise = system_noise(batch, check_seed(seed), Stream.INITIAL_VELOCITIES, torch.zeros_like(batch.ptr[:-1]))
     velocities = noise * torch.sqrt(kB * atom_rows(target, batch) / mass)[:, None]

@@ -31,13 +31,13 @@ def read_source(path: str | Path) -> dict[str, Any]:
         raise InputError(f"no such file: {path}")
     if path.suffix in (".pt2", ".pte"):
         verify(path)
-        root = from_json(read_entry(path, MODEL))
+        root = _parse(path, read_entry(path, MODEL))
     elif path.suffix == ".dp":
         root = _read_dp(path)
     elif path.suffix in (".yaml", ".yml"):
         root = _read_yaml(path)
     else:
-        root = from_json(_text(path))
+        root = _parse(path, _text(path))
     if not isinstance(root, dict) or not isinstance(root.get("model", root), dict):
         raise InputError(f"{path} holds no model dict")
     return root.get("model", root)
@@ -53,6 +53,13 @@ def write_source(path: str | Path, root: dict[str, Any]) -> Path:
     part.write_bytes(data)
     os.replace(part, path)
     return path
+
+
+def _parse(path: Path, text: str | bytes) -> Any:
+    try:
+        return from_json(text)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _text(path: Path) -> bytes:
@@ -85,4 +92,4 @@ def _read_yaml(path: Path) -> Any:
         tree = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
-    return from_json(json.dumps(tree))
+    return _parse(path, json.dumps(tree))
