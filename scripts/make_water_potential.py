@@ -22,7 +22,7 @@ from carryall.models.eager import EagerPotential
 from carryall.package.export import source_of
 from carryall.package.open import load_model
 from carryall.package.sources import write_source
-from carryall.properties.errors_table import as_text, error_table
+from carryall.properties.errors_table import as_text, error_table, predict
 from carryall.training import TrainConfig, read_config, train
 
 ASSETS = Path(__file__).parents[1] / "src" / "carryall" / "assets"
@@ -51,7 +51,7 @@ def config(run: Path) -> TrainConfig:
             "learning_rate": {"start": 4e-3, "stop": 2e-5},
             "average": 0.999,
             "batch_size": 1,
-            "n_steps": 32000,
+            "n_steps": 20000,
             "validate_every": 500,
             "checkpoint_every": 500,
         }
@@ -62,8 +62,9 @@ def ship(run: Path) -> None:
     """Best checkpoint to source form in float64, with its test errors beside it."""
     model = set_weight_dtype(load_model(run / "best.pt"), torch.float64)  # type: ignore[arg-type]
     test = read_structures(ASSETS / "water" / "test.extxyz.gz")
-    rows = error_table(EagerPotential(model), test)  # type: ignore[arg-type]
-    print(as_text(rows))
+    rows = error_table(test, predict(EagerPotential(model), test))  # type: ignore[arg-type]
+    for line in as_text(rows)[1]:
+        print(*line)
     path = write_source(ASSETS / "water.json.gz", source_of(model))
     provenance = {
         "potential": "DPA-1 of liquid water",

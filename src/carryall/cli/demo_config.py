@@ -17,21 +17,23 @@ REFERENCE = "GFN1-xTB"
 MODEL: dict[str, Any] = {
     "descriptor": {
         "rcut": 5.0,
-        "rcut_smth": 3.0,
+        "rcut_smth": 0.5,
         "neuron": (16, 32, 64),
-        "axis_neuron": 8,
+        "axis_neuron": 12,
         "tebd_dim": 4,
         "attn": 64,
         "attn_layer": 1,
         "set_davg_zero": True,
     },
-    "fitting": {"neuron": (64, 64, 64)},
+    "fitting": {"neuron": (96, 96, 96)},
 }
 TRAINING: dict[str, Any] = {
-    "batch_size": 2,
-    "learning_rate": {"start": 2e-3, "stop": 1e-5},
-    "validate_every": 100,
-    "checkpoint_every": 100,
+    "batch_size": 1,
+    "loss": {"start_pref_v": 0.02, "limit_pref_v": 0.2},
+    "learning_rate": {"start": 4e-3, "stop": 2e-4},
+    "average": 0.995,
+    "validate_every": 200,
+    "checkpoint_every": 200,
 }
 
 
@@ -43,7 +45,7 @@ class DemoConfig:
     """Folder for everything; a demo that was interrupted goes on there."""
     seed: int = 0
     """Of weights, order of the data, velocities and noise."""
-    n_steps: int = 1500
+    n_steps: int = 2000
     """Training steps."""
     n_systems: int = 16
     """Boxes of water that are relaxed, and then run, in one batch."""

@@ -12,6 +12,7 @@ import torch
 from carryall.data.atomic_data import AtomicData
 from carryall.data.batch import Batch
 from carryall.dynamics.base import BaseDynamics
+from carryall.dynamics.hooks.base import HookStageEnum
 from carryall.dynamics.hooks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from carryall.dynamics.hooks.console import LogTable, ProgressBar
 from carryall.dynamics.hooks.csv_log import CSVLog
@@ -37,6 +38,7 @@ from carryall.dynamics.thermo import temperature as temperature_of
 from carryall.dynamics.velocities import initialize_velocities
 from carryall.errors import InputError, nearest
 from carryall.graph.potential import Potential
+from carryall.interrupt import stop_between_steps
 
 ENSEMBLES = ("nve", "nvt")
 
@@ -139,11 +141,37 @@ def md(
     reporters += _file_hooks(paths, (log_interval, trajectory_interval, checkpoint_interval))
     for hook in reporters:
         dynamics.register_hook(hook)
-    dynamics.run(batch, max(0, n_steps - dynamics.step_count))
+    with stop_between_steps() as stop:
+        dynamics.register_hook(StopOnRequest(stop))
+        try:
+            dynamics.run(batch, max(0, n_steps - dynamics.step_count))
+        except StopRequested:
+            if paths[2]:
+                save_checkpoint(paths[2], batch, dynamics)
+            raise
     if paths[2]:
         save_checkpoint(paths[2], batch, dynamics)
     systems = _systems(usable, batch, dynamics) + [_unusable(one) for one in inputs if one.reason is not None]
     return MDResult(sorted(systems, key=lambda one: one.index), ensemble, dynamics.step_count, *paths)
+
+
+class StopRequested(KeyboardInterrupt):
+    """Raised between two steps: the state is whole."""
+
+
+class StopOnRequest:
+    """Ends a run between two steps when Ctrl-C or SIGTERM has come."""
+
+    stage = HookStageEnum.BEFORE_STEP
+    frequency = 1
+
+    def __init__(self, requested: Callable[[], bool]) -> None:
+        self._requested = requested
+
+    def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
+        """Raise StopRequested; the step before is complete."""
+        if self._requested():
+            raise StopRequested
 
 
 def _file_hooks(paths: Sequence[Path | None], intervals: Sequence[int]) -> list[Any]:

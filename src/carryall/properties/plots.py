@@ -142,6 +142,8 @@ def plot_energy_drift(runs: Mapping[str, tuple[np.ndarray, np.ndarray, int]], pa
         drift = energy_drift(time, energy, n_atoms)
         label = f"{name}: {drift:+.3f} meV/atom/ps"
         one.plot(factor * time, 1e3 * (energy - energy[0]) / n_atoms, color=colour, linewidth=1.3, label=label)
+    low, high = one.get_ylim()
+    one.set_ylim(low, high + 0.15 * len(runs) * (high - low))  # room for the legend
     decorate(one, f"time, {unit}", "total energy − start, meV/atom", "NVE: conservation of energy", legend=True)
     return save_figure(figure, path)
 

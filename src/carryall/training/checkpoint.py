@@ -22,19 +22,19 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content; `weights_only`, so that nothing in the file can run. `model` is the source dict with tensors as arrays."""
+    """The content; `weights_only`, so that nothing in the file can run. `model` and `raw_model` are source dicts with arrays."""
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} is not a checkpoint of carryall or is damaged ({reason})") from None
     if not isinstance(content, dict) or "model" not in content or "format_version" not in content:
         raise InputError(f"{path} is not a checkpoint of carryall")
     if content["format_version"] > FORMAT_VERSION:
         raise InputError(f"{path} has checkpoint version {content['format_version']}, newer than {FORMAT_VERSION}: update carryall")
-    return {**content, "model": to_arrays(content["model"])}
+    return {**content, **{name: to_arrays(content[name]) for name in ("model", "raw_model") if name in content}}
 
 
 def to_tensors(tree: Any) -> Any:

@@ -17,6 +17,7 @@ from carryall.data.dataset import check_structures, split_structures
 from carryall.data.elements import symbol_of
 from carryall.data.readers import read_structures
 from carryall.errors import CarryallError, InputError
+from carryall.interrupt import stop_between_steps
 from carryall.models.derivatives import evaluate_model
 from carryall.models.dpa1.model import DPA1
 from carryall.models.dpa1.source import set_weight_dtype
@@ -131,7 +132,7 @@ def _loop(run: Run, state: dict[str, Any] | None) -> TrainResult:
     _trim_curve(curve, first)
     recent = Errors()
     validation = Errors() if state is None else Errors(**state["errors"])
-    with progress_bar("training", config.n_steps, first) as advance:
+    with stop_between_steps() as stop, progress_bar("training", config.n_steps, first) as advance:
         for step in range(first, config.n_steps):
             loss, errors, rate = train_step(run, step)
             recent = recent + errors
@@ -145,9 +146,11 @@ def _loop(run: Run, state: dict[str, Any] | None) -> TrainResult:
                     _save(run, config.out / "best.pt", done, best, spent + time.monotonic() - began, validation)
                 advance(0, f"validation {validation.rmse_energy:.1f} meV/atom, {validation.rmse_forces:.0f} meV/Å")
                 recent = Errors()
-            if done % config.checkpoint_every == 0 or done == config.n_steps:
+            if done % config.checkpoint_every == 0 or done == config.n_steps or stop():
                 _save(run, config.out / "checkpoint.pt", done, best, spent + time.monotonic() - began, validation)
             advance(1, None)
+            if stop():
+                raise KeyboardInterrupt
     final = checkpoint.read(config.out / "best.pt") if (config.out / "best.pt").exists() else None
     kept = Errors(**final["errors"]) if final is not None else validation
     return TrainResult(config.out / "best.pt", curve, config.n_steps, kept, spent + time.monotonic() - began)
@@ -170,7 +173,7 @@ def train_step(run: Run, step: int) -> tuple[float, Errors, float]:
     out = evaluate_model(run.model, batch.graph, create_graph=True)
     loss, errors = loss_and_errors(config.loss, out, batch, rate / config.learning_rate.start)
     if not bool(torch.isfinite(loss)):
-        raise CarryallError(f"the loss is {float(loss)} at step {step}: lower learning_rate.start, or check the labels with carryall eval")
+        raise CarryallError(f"the loss is {loss.item()} at step {step}: lower learning_rate.start, or check the labels with carryall eval")
     loss.backward()  # type: ignore[no-untyped-call]
     if config.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.max_grad_norm)
