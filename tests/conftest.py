@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from structures import small_dpa1
 
 from carryall.models import DPA1
 from carryall.package.pack import pack
+from structures import small_dpa1
 
 torch.set_num_threads(1)
 

@@ -43,7 +43,11 @@ def geometries() -> dict[str, tuple[np.ndarray, np.ndarray | None, tuple[bool, b
         "one_atom_periodic": (np.array([[0.3, -0.2, 0.9]]), np.array([[3.1, 0, 0], [0.2, 3.3, 0], [0.1, -0.3, 3.2]]), None),
         "two_atoms": (np.array([[0.0, 0, 0], [1.6, 1.5, -0.4]]), None, None),
         "two_far": (np.array([[0.0, 0, 0], [50.0, 0, 0]]), None, None),
-        "tiny_triclinic": (np.array([[0.1, 0.2, 0.3], [1.5, 1.2, 1.9]]), np.array([[2.6, 0, 0], [0.4, 2.5, 0], [-0.3, 0.5, 2.7]]), None),
+        "tiny_triclinic": (
+            np.array([[0.1, 0.2, 0.3], [1.5, 1.2, 1.9]]),
+            np.array([[2.6, 0, 0], [0.4, 2.5, 0], [-0.3, 0.5, 2.7]]),
+            None,
+        ),
     }
 
 
@@ -73,16 +77,18 @@ def lengths(graph: NeighborGraph) -> torch.Tensor:
 
 
 def add_ghosts(graph: NeighborGraph) -> NeighborGraph:
-    """The same one system as a rank sees it: each neighbour across a boundary becomes a ghost row, shifts become zero."""
-    assert graph.n_systems == 1
+    """The same systems as a rank sees them: each neighbour across a boundary becomes a ghost row, shifts become zero."""
     rows = torch.cat([graph.edge_neighbor[:, None], graph.edge_shift.long()], dim=1)
     across = graph.edge_shift.any(1)
     images, which = torch.unique(rows[across], dim=0, return_inverse=True)
     neighbor = graph.edge_neighbor.clone()
     neighbor[across] = graph.n_atoms + which
     owner = images[:, 0]
+    offset = torch.einsum("gi,gij->gj", images[:, 1:].to(graph.positions.dtype), graph.cell[graph.system[owner]])
     return graph.replace(
-        positions=torch.cat([graph.positions, graph.positions[owner] + images[:, 1:].to(graph.positions.dtype) @ graph.cell[0]]),
+        positions=torch.cat(
+            [graph.positions, graph.positions[owner] + images[:, 1:].to(graph.positions.dtype) @ graph.cell[0]]
+        ),
         atom_types=torch.cat([graph.atom_types, graph.atom_types[owner]]),
         system=torch.cat([graph.system, graph.system[owner]]),
         edge_neighbor=neighbor,
@@ -115,7 +121,9 @@ def small_dpa1(type_map: Sequence[str] = ("O", "H"), seed: int = 5, *, smooth: b
 
     with torch.no_grad():
         model.descriptor.dstd.copy_(0.06 + 0.01 * noise(model.descriptor.dstd).clamp(-2, 2))
-        model.descriptor.dstd[:, 2:] = model.descriptor.dstd[:, 1:2]  # x, y, z scale alike, or the descriptor would not be invariant
+        model.descriptor.dstd[:, 2:] = model.descriptor.dstd[
+            :, 1:2
+        ]  # x, y, z scale alike, or the descriptor would not be invariant
         for layer in model.descriptor.attention:
             layer.norm.w += 0.2 * noise(layer.norm.w)
             layer.norm.b += 0.2 * noise(layer.norm.b)

@@ -1,4 +1,4 @@
-"""Everything that evaluates structures, by registration: add a potential or an engine to ENGINES and the whole suite runs on it."""
+"""Everything that evaluates structures, by registration: what is added to ENGINES goes through the whole suite."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from structures import small_alloy, small_dpa1, small_lj
 
 from carryall import evaluate, load
 from carryall.data import AtomicData
 from carryall.graph import Potential
 from carryall.models import EagerPotential
 from carryall.models.dpa1.source import set_weight_dtype
+from structures import small_alloy, small_dpa1, small_lj
 
 Results = list[dict[str, np.ndarray]]
 PROPERTIES = ("energy", "forces", "virial", "atomic_energy")
@@ -100,7 +100,9 @@ def ase_calculator(request: pytest.FixtureRequest) -> Engine:
             found["virial"] = -atoms.get_stress(voigt=False) * atoms.get_volume()
         return found
 
-    return Engine(("O", "H"), lambda structures: [one(s) for s in structures], None, "dpa1", step=ATTENTION_STEP, has_virial=in_a_box)
+    return Engine(
+        ("O", "H"), lambda structures: [one(s) for s in structures], None, "dpa1", step=ATTENTION_STEP, has_virial=in_a_box
+    )
 
 
 def in_a_box(structure: AtomicData) -> bool:

@@ -6,15 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from structures import CUTOFF, add_ghosts, structure
 
 from carryall.exchange import all_reduce, communicate
 from carryall.graph import graph_from_structures
+from structures import CUTOFF, add_ghosts, structure
 
 
 def graph(owner: list[int] | None, n_local: int = 3) -> SimpleNamespace:
     ghosts = 4 if owner is None else len(owner)
-    return SimpleNamespace(n_atoms=n_local + ghosts, n_local=n_local, ghost_owner=None if owner is None else torch.tensor(owner))
+    return SimpleNamespace(
+        n_atoms=n_local + ghosts, n_local=n_local, ghost_owner=None if owner is None else torch.tensor(owner)
+    )
 
 
 def test_without_ghosts_nothing_happens() -> None:

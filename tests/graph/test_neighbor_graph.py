@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from structures import CUTOFF, add_ghosts, edge_set, geometries, lengths, structure, structures
 from torch import Tensor
 
 from carryall.errors import InputError
 from carryall.graph import NeighborGraph, PotentialSpec, concatenate, edge_vectors, graph_from_structures, validate
 from carryall.graph.neighbor_graph import center_slots, max_degree, select_edges
+from structures import CUTOFF, add_ghosts, edge_set, geometries, lengths, structure, structures
 
 TYPES = ["O", "H"]
 
@@ -66,12 +66,17 @@ def test_selecting_edges_keeps_order_and_remakes_ptr() -> None:
     kept = select_edges(graph, near)
     validate(kept)
     assert 0 < kept.n_edges < graph.n_edges
-    assert edge_set(kept) == edge_set(graph_from_structures([structure(n, TYPES) for n in ("periodic", "one_atom", "tilted")], 3.0, TYPES))
+    assert edge_set(kept) == edge_set(
+        graph_from_structures([structure(n, TYPES) for n in ("periodic", "one_atom", "tilted")], 3.0, TYPES)
+    )
 
 
 def test_concatenate_equals_the_graph_of_the_batch() -> None:
     items = structures(TYPES)
-    joined, batched = concatenate([graph_from_structures([one], CUTOFF, TYPES) for one in items]), graph_from_structures(items, CUTOFF, TYPES)
+    joined, batched = (
+        concatenate([graph_from_structures([one], CUTOFF, TYPES) for one in items]),
+        graph_from_structures(items, CUTOFF, TYPES),
+    )
     for field in dataclasses.fields(NeighborGraph):
         a, b = getattr(joined, field.name), getattr(batched, field.name)
         assert (a is None and b is None) or torch.equal(a, b), field.name

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structures import CUTOFF, edge_set, geometries, lengths, structure, structures
 
 from carryall.data import AtomicData, Batch
 from carryall.errors import InputError
 from carryall.graph import build_graph, graph_from_batch, graph_from_structures, pointer, validate
 from carryall.graph.neighbor_search import complete_cell, neighbor_edges, type_indices
+from structures import CUTOFF, edge_set, geometries, lengths, structure, structures
 
 
 def brute_force(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> dict[tuple[int, ...], float]:

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from structures import CUTOFF, structure, structures
 
 from carryall.errors import InputError
 from carryall.graph import NeighborGraph, center_edge_pairs, graph_from_structures
 from carryall.graph.neighbor_graph import max_degree
+from structures import CUTOFF, structure, structures
 
 FLAGS = list(itertools.product([True, False], repeat=2))
 

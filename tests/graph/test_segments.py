@@ -94,7 +94,9 @@ def test_empty_and_masked_segments_give_zero() -> None:
         assert (out[[0, 2, 4]] != 0).all()
     weights = segment_softmax(data, segment, 5, mask)
     assert (weights[~mask] == 0).all()
-    assert torch.allclose(segment_sum(weights, segment, 5)[[0, 2, 4]], torch.ones(3, 2, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert torch.allclose(
+        segment_sum(weights, segment, 5)[[0, 2, 4]], torch.ones(3, 2, dtype=torch.float64), rtol=0, atol=1e-14
+    )
 
 
 def test_softmax_of_large_and_equal_logits() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structures import CUTOFF, edge_set, structure
 
 from carryall.data import AtomicData, Batch
 from carryall.errors import InputError
 from carryall.graph import SkinNeighborList, edge_vectors, graph_from_batch, validate
+from structures import CUTOFF, edge_set, structure
 
 TYPES = ["O", "H"]
 
@@ -61,11 +61,23 @@ def test_small_moves_and_small_strains_reuse_the_list() -> None:
     skin.graph(batch)
     generator = torch.Generator().manual_seed(1)
     for _ in range(5):
-        direction = torch.nn.functional.normalize(torch.randn(batch.n_atoms, 3, generator=generator, dtype=torch.float64), dim=1)
+        direction = torch.nn.functional.normalize(
+            torch.randn(batch.n_atoms, 3, generator=generator, dtype=torch.float64), dim=1
+        )
         assert_fresh(skin, moved(batch, 0.24 * direction))
     assert skin.n_searches == 1
     assert_fresh(skin, moved(batch, torch.full((batch.n_atoms, 3), 0.5)))  # together, but the list does not know
     assert skin.n_searches == 2
+
+
+def test_two_atoms_that_approach_each_other_use_the_skin_twice() -> None:
+    apart = AtomicData([[0, 0, 0], [CUTOFF + 0.55, 0, 0]], [8, 1])
+    batch = Batch.from_data_list([apart])
+    skin = SkinNeighborList(CUTOFF, TYPES, skin=0.5)
+    assert skin.graph(batch).n_edges == 0
+    closer = moved(batch, torch.tensor([[0.3, 0.0, 0.0], [-0.3, 0.0, 0.0]], dtype=torch.float64))
+    assert_fresh(skin, closer)
+    assert skin.graph(closer).n_edges == 2
 
 
 def test_a_strained_crystal_reuses_the_list_while_the_strain_is_small() -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from structures import CUTOFF, add_ghosts, small_dpa1, structure, structures
 from torch import Tensor
 
 from carryall.errors import InputError
@@ -18,6 +17,7 @@ from carryall.graph.neighbor_graph import local_types
 from carryall.models import DPA1, DescriptorConfig, EagerPotential, FittingConfig, model_from_source, model_to_source
 from carryall.models.dpa1.source import set_weight_dtype
 from carryall.package.arrays import from_json, to_json
+from structures import CUTOFF, add_ghosts, small_dpa1, structure, structures
 
 TYPES = ("O", "H")
 
@@ -130,7 +130,9 @@ def test_options_matter() -> None:
 def test_masked_edges_take_part_in_nothing() -> None:
     masked = graphs()["masked"]
     keep = masked.edge_mask
-    nonsense = masked.replace(edge_neighbor=torch.where(keep, masked.edge_neighbor, masked.edge_center), edge_shift=masked.edge_shift * keep[:, None])
+    nonsense = masked.replace(
+        edge_neighbor=torch.where(keep, masked.edge_neighbor, masked.edge_center), edge_shift=masked.edge_shift * keep[:, None]
+    )
     pot = EagerPotential(small_dpa1())
     a, b = pot(masked, atomic_virial=True), pot(nonsense, atomic_virial=True)  # masked vectors of length zero now
     for key in a:
@@ -158,7 +160,10 @@ def test_excluded_pairs_do_not_see_each_other() -> None:
 
 def test_excluded_atoms_have_no_energy_but_remain_neighbours() -> None:
     graph = graphs()["whole"]
-    full, excluded = small_dpa1(attn_layer=1)(graph, edge_vectors(graph)), excluding(atom_exclude_types=[1])(graph, edge_vectors(graph))
+    full, excluded = (
+        small_dpa1(attn_layer=1)(graph, edge_vectors(graph)),
+        excluding(atom_exclude_types=[1])(graph, edge_vectors(graph)),
+    )
     of_one = local_types(graph) == 1
     assert (excluded[of_one] == 0).all()
     assert torch.equal(excluded[~of_one], full[~of_one])

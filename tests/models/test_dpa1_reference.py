@@ -17,7 +17,13 @@ from carryall.training.statistics import environment_statistics
 
 FOLDER = Path(__file__).parents[1] / "reference_data" / "dpa1"
 MODELS = sorted(path.stem for path in FOLDER.glob("*.dp"))
-NAMES = {"energy": "energy", "force": "forces", "virial": "virial", "atom_energy": "atomic_energy", "atom_virial": "atomic_virial"}
+NAMES = {
+    "energy": "energy",
+    "force": "forces",
+    "virial": "virial",
+    "atom_energy": "atomic_energy",
+    "atom_virial": "atomic_virial",
+}
 # One neighbour sits 5e-5 Å inside the cutoff: without the smooth gate, the cosine divides a vector of 5e-15 by max(|.|, 1e-12)
 # and last-bit differences of the geometry grow by nine orders of magnitude, in deepmd-kit's own backends too.
 ILL_CONDITIONED = {("a2_nonsmooth", "cu64_tri"): 5e-9}

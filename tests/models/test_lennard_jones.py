@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from structures import fcc, geometries
 
 from carryall import evaluate, load
 from carryall.data import AtomicData
@@ -15,6 +14,7 @@ from carryall.data.units import kB
 from carryall.errors import InputError
 from carryall.models import EagerPotential, LennardJones, model_from_source, model_to_source
 from carryall.models.pair import smooth_cutoff
+from structures import fcc, geometries
 
 ALL = ("energy", "forces", "virial", "stress", "atomic_energy")
 
@@ -29,7 +29,11 @@ def test_equals_ase(name: str) -> None:
     atoms.calc = calculators.LennardJones(sigma=2.2, epsilon=0.03, rc=5.0, smooth=False)
     pot = EagerPotential(LennardJones(("Ar",), (0.03,), (2.2,), 5.0, "shift"))
     (found,) = evaluate(pot, atoms, ALL if all(atoms.pbc) else tuple(key for key in ALL if key != "stress"))
-    expected = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "atomic_energy": atoms.get_potential_energies()}
+    expected = {
+        "energy": atoms.get_potential_energy(),
+        "forces": atoms.get_forces(),
+        "atomic_energy": atoms.get_potential_energies(),
+    }
     if all(atoms.pbc):
         expected["stress"] = atoms.get_stress(voigt=False)
         expected["virial"] = -expected["stress"] * atoms.get_volume()
@@ -77,7 +81,7 @@ def test_mixed_pairs_follow_lorentz_and_berthelot() -> None:
 
 
 def test_argon_crystal_has_its_cohesive_energy() -> None:
-    """The lattice sums of fcc (12.13188, 14.45392; Kittel, ch. 3): E = -8.610 epsilon at r = 1.0902 sigma, here with the tail."""
+    """The lattice sums of fcc (12.13188, 14.45392; Kittel, ch. 3): E = -8.610 epsilon at r = 1.0902 sigma, tail included."""
     positions, cell = fcc((1, 1, 1), a=1.0902 * 3.4 * math.sqrt(2), jitter=0.0)
     epsilon = 120 * kB
     wide = EagerPotential(LennardJones(("Ar",), (epsilon,), (3.4,), 30.0, "none"))

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from structures import fcc
 
 from carryall import evaluate, load
 from carryall.data import AtomicData
@@ -15,6 +14,7 @@ from carryall.data.elements import atomic_number
 from carryall.errors import InputError
 from carryall.models import EagerPotential, SuttonChen, model_from_source, model_to_source
 from carryall.models.sutton_chen import METALS
+from structures import fcc
 
 # symbol: (n, m, epsilon / eV, c, a / Å) of table 1 of the paper, then the cohesive energy (eV; C. Kittel, Introduction to Solid
 # State Physics) that epsilon was fitted to
@@ -46,7 +46,7 @@ DISTANCES = shells(14.0)
 
 def lattice_sum(power: int, radius: float = 14.0, tail: bool = True) -> float:
     """sum (a / r)^power over an fcc crystal; beyond `radius` an integral over 4 atoms per a^3."""
-    inside = float((DISTANCES[DISTANCES <= radius] ** -float(power)).sum())
+    inside = float((DISTANCES[radius >= DISTANCES] ** -float(power)).sum())
     return inside + (16 * math.pi * radius ** (3 - power) / (power - 3) if tail else 0.0)
 
 
@@ -88,7 +88,7 @@ def test_cohesive_energy(symbol: str) -> None:
 
 @pytest.mark.parametrize("symbol", PAPER)
 def test_lattice_constant(symbol: str) -> None:
-    """E(a) is least at the paper's a: n S_n = c m sqrt(S_m), which fixes c; the potential agrees, less what its cutoff misses."""
+    """E(a) is least at the paper's a, where n S_n = c m sqrt(S_m); the potential agrees, less what its cutoff misses."""
     n, m, _, c, a, _ = PAPER[symbol]
     assert n * lattice_sum(n) == pytest.approx(c * m * math.sqrt(lattice_sum(m)), rel=5e-5)
     pot = EagerPotential(SuttonChen((symbol,), cutoff=5.1 * a, switch_from=1.0))
@@ -127,7 +127,7 @@ def test_an_atom_without_neighbours_has_no_energy_and_finite_derivatives() -> No
 
 
 def test_unknown_metal_and_bad_switch() -> None:
-    with pytest.raises(InputError, match="no Sutton-Chen parameters for 'Fe'.*known are Ni, Cu"):
+    with pytest.raises(InputError, match=r"no Sutton-Chen parameters for 'Fe'.*known are Ni, Cu"):
         SuttonChen(("Fe",))
     for switch_from in (0.0, 1.1):
         with pytest.raises(InputError, match="switch_from is a fraction"):

@@ -17,7 +17,17 @@ import carryall
 from carryall.errors import InputError
 from carryall.package.inspect import inspect
 from carryall.package.load import load_packed
-from carryall.package.manifest import EXTRA, MANIFEST, METADATA, MODEL, append_facts, entries_of, open_archive, read_json, verify
+from carryall.package.manifest import (
+    EXTRA,
+    MANIFEST,
+    METADATA,
+    MODEL,
+    append_facts,
+    entries_of,
+    open_archive,
+    read_json,
+    verify,
+)
 
 
 @pytest.fixture
@@ -114,9 +124,10 @@ def test_any_flipped_bit_is_an_input_error_or_harmless(tiny: Path, place: float,
     copy = tiny.with_name("damaged.pte")
     copy.write_bytes(damaged)
     try:
-        assert verify(copy) == verify(tiny)
+        found = verify(copy)
     except InputError as error:
-        assert "damaged.pte" in str(error)
+        found = {"named": "damaged.pte" in str(error)}
+    assert found in (verify(tiny), {"named": True})
 
 
 @pytest.mark.parametrize("name", [METADATA, MODEL, EXTRA + "model_def_script.json", "model/models/model.json"])

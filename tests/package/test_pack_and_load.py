@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from structures import CUTOFF, small_dpa1, small_lj, structure, structures
 from torch.export import ExportedProgram
 
 import carryall
@@ -22,6 +21,7 @@ from carryall.package import cache, export
 from carryall.package.check import PackError, check_against_eager, check_graphs, deviation
 from carryall.package.load import load_packed
 from carryall.package.open import load_model
+from structures import CUTOFF, small_dpa1, small_lj, structure, structures
 
 TYPES = ("O", "H")
 
@@ -89,14 +89,18 @@ def test_compiled_file(dpa1_pt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("built for another machine\nmore")
 
     monkeypatch.setattr("torch._inductor.aoti_load_package", fail)
-    with pytest.raises(InputError, match=r"cannot be loaded by torch .* on this machine \(built for another machine\): pack it again"):
+    with pytest.raises(
+        InputError, match=r"cannot be loaded by torch .* on this machine \(built for another machine\): pack it again"
+    ):
         load(dpa1_pt2)
 
 
 def test_load_names() -> None:
     assert isinstance(load_model("lj-argon"), LennardJones)
     assert isinstance(load_model("sutton-chen"), SuttonChen)
-    with pytest.raises(InputError, match="no such file, and no built-in potential: sutton-chan, perhaps you meant 'sutton-chen'"):
+    with pytest.raises(
+        InputError, match="no such file, and no built-in potential: sutton-chan, perhaps you meant 'sutton-chen'"
+    ):
         load("sutton-chan")
 
 
@@ -139,7 +143,9 @@ def test_a_failed_pack_leaves_nothing(program: ExportedProgram, tmp_path: Path, 
         assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_pack_keeps_the_earlier_file(program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_pack_keeps_the_earlier_file(
+    program: ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(export, "trace", lambda *_: program)
     path = tmp_path / "lj.pte"
     path.write_bytes(b"earlier")
@@ -186,7 +192,9 @@ def test_without_a_compiler_pte_still_works(program: ExportedProgram, tmp_path: 
     assert not list(tmp_path.iterdir())
     packed = load(pack(small_lj(), tmp_path / "lj.pte"))
     data = structure("open", TYPES)
-    assert float(evaluate(packed, data)[0]["energy"]) == pytest.approx(float(evaluate(EagerPotential(small_lj()), data)[0]["energy"]))
+    assert float(evaluate(packed, data)[0]["energy"]) == pytest.approx(
+        float(evaluate(EagerPotential(small_lj()), data)[0]["energy"])
+    )
 
 
 def test_the_named_compiler_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +208,7 @@ def test_the_named_compiler_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # -- cache
 
 
-def test_compiled_built_ins_are_made_once_and_mended(
-    dpa1_pte: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_built_ins_are_made_once_and_mended(dpa1_pte: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Path] = []
 
     def fake_export(_: object, path: Path) -> Path:
@@ -266,7 +272,9 @@ def test_a_packed_file_runs_where_the_models_source_is_absent(dpa1: DPA1, dpa1_p
     assert data.cell is not None
     plain = {"positions": data.positions.tolist(), "atomic_numbers": data.atomic_numbers.tolist(), "cell": data.cell.tolist()}
     command = [sys.executable, "-c", RUN_WITHOUT_SOURCE, str(tmp_path / "site"), str(dpa1_pte), json.dumps(plain)]
-    done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     found, (expected,) = json.loads(done.stdout), evaluate(EagerPotential(dpa1), data)
     for key, value in expected.items():

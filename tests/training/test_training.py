@@ -13,7 +13,6 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from structures import fcc, small_dpa1, small_lj, structure
 
 from carryall import evaluate, load, pack, write_structures
 from carryall.data import AtomicData, read_structures
@@ -26,12 +25,13 @@ from carryall.training.config import LearningRateConfig
 from carryall.training.loss import Errors, learning_rate, loss_and_errors
 from carryall.training.samples import batch_indices, collate, largest_degree, make_samples
 from carryall.training.statistics import energy_bias, environment_statistics, set_statistics
+from structures import fcc, small_dpa1, small_lj, structure
 
 TYPES = ("O", "H")
 
 
 def labelled(n: int, seed: int = 0, symbols: tuple[str, ...] = TYPES) -> list[AtomicData]:
-    """Crystals and clusters with the energy, forces and stress of a Lennard-Jones potential, plus an energy for each element."""
+    """Crystals and clusters with the energy, forces and stress of a Lennard-Jones potential, and one energy an element."""
     pot = EagerPotential(small_lj())
     items = []
     for index in range(n):
@@ -119,8 +119,13 @@ def test_files_that_hold_no_configuration(tmp_path: Path) -> None:
 
 # -- samples
 
+
 @given(
-    n=st.integers(1, 40), batch_size=st.integers(1, 12), epochs=st.integers(1, 4), seed=st.integers(0, 10**6), start=st.integers(0, 5)
+    n=st.integers(1, 40),
+    batch_size=st.integers(1, 12),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 10**6),
+    start=st.integers(0, 5),
 )
 def test_each_epoch_uses_each_sample_once(n: int, batch_size: int, epochs: int, seed: int, start: int) -> None:
     batch = min(batch_size, n)
@@ -144,7 +149,10 @@ def test_labels_become_tensors() -> None:
     assert batch.energy.tolist() == [float(one.energy) for one in items]  # type: ignore[arg-type]
     assert batch.has_forces.reshape(5, 4).all(1).tolist() == [True, True, False, True, True]
     assert batch.has_virial.tolist() == [one.stress is not None for one in items] == [False, True, True, True, False]
-    virials = [np.zeros((3, 3)) if one.stress is None else evaluate(EagerPotential(small_lj()), one, ("virial",))[0]["virial"] for one in items]
+    virials = [
+        np.zeros((3, 3)) if one.stress is None else evaluate(EagerPotential(small_lj()), one, ("virial",))[0]["virial"]
+        for one in items
+    ]
     assert np.allclose(batch.virial.numpy(), virials, rtol=0, atol=1e-12)
 
 
@@ -236,7 +244,9 @@ def test_statistics_reach_the_model(zero: bool) -> None:
 
 def test_loss_against_the_formula() -> None:
     """Against a loop in numpy; the virial's part too."""
-    settings = LossConfig(start_pref_e=0.5, limit_pref_e=2.0, start_pref_f=7.0, limit_pref_f=1.0, start_pref_v=0.3, limit_pref_v=0.1)
+    settings = LossConfig(
+        start_pref_e=0.5, limit_pref_e=2.0, start_pref_f=7.0, limit_pref_f=1.0, start_pref_v=0.3, limit_pref_v=0.1
+    )
     items = labelled(5)
     items[1] = items[1].replace(forces=None)
     batch = collate(make_samples(items, 4.0, TYPES))
@@ -244,8 +254,12 @@ def test_loss_against_the_formula() -> None:
     found, errors = loss_and_errors(settings, out, batch, 0.25)
     e, f, v = (limit * 0.75 + start * 0.25 for start, limit in ((0.5, 2.0), (7.0, 1.0), (0.3, 0.1)))
     de = out["energy"].numpy() - [float(one.energy) for one in items]  # type: ignore[arg-type]
-    df = np.concatenate([out["forces"].numpy()[4 * k : 4 * k + 4] - one.forces.numpy() for k, one in enumerate(items) if one.forces is not None])
-    dv = np.array([out["virial"].numpy()[k] + one.stress.numpy() * one.volume for k, one in enumerate(items) if one.stress is not None])
+    df = np.concatenate(
+        [out["forces"].numpy()[4 * k : 4 * k + 4] - one.forces.numpy() for k, one in enumerate(items) if one.forces is not None]
+    )
+    dv = np.array(
+        [out["virial"].numpy()[k] + one.stress.numpy() * one.volume for k, one in enumerate(items) if one.stress is not None]
+    )
     expected = e * (de**2 / 4).mean() + f * (df**2).mean() + v * (dv**2 / 4).mean()
     assert float(found) == pytest.approx(expected, rel=1e-12)
     assert errors.rmse_energy == pytest.approx(1e3 * math.sqrt(((de / 4) ** 2).mean()), rel=1e-12)
@@ -306,7 +320,9 @@ def state_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("dtype", "stop"), [("float64", 8), ("float32", 6)])
-def test_an_interrupted_run_goes_on_bit_by_bit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, stop: int) -> None:
+def test_an_interrupted_run_goes_on_bit_by_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, stop: int
+) -> None:
     """Interrupted at step 8 after the checkpoint of step 6 (the steps between are done again), or right at it."""
     whole = train(config(data, tmp_path / "whole", dtype=dtype))
     step = loop.train_step
@@ -316,9 +332,10 @@ def test_an_interrupted_run_goes_on_bit_by_bit(data: Path, tmp_path: Path, monke
             raise Interrupted
         return step(run, number)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop, "train_step", interrupt)
+    monkeypatch.setattr(loop, "train_step", interrupt)
+    with pytest.raises(Interrupted):
         train(config(data, tmp_path / "parts", dtype=dtype))
+    monkeypatch.setattr(loop, "train_step", step)
     assert checkpoint.read(tmp_path / "parts" / "checkpoint.pt")["step"] == 6
     parts = train(config(data, tmp_path / "parts", dtype=dtype))
     for name in ("checkpoint.pt", "best.pt"):
@@ -355,7 +372,9 @@ def test_the_seed_decides_everything(data: Path, tmp_path: Path) -> None:
 def test_a_changed_configuration_is_refused(data: Path, tmp_path: Path) -> None:
     train(config(data, tmp_path / "run", n_steps=2))
     changed = config(data, tmp_path / "run", n_steps=2, batch_size=2, learning_rate={"start": 1e-3})
-    with pytest.raises(InputError, match=r"checkpoint\.pt was made with another batch_size, learning_rate: train into another folder"):
+    with pytest.raises(
+        InputError, match=r"checkpoint\.pt was made with another batch_size, learning_rate: train into another folder"
+    ):
         train(changed)
     assert train(config(data, tmp_path / "run", n_steps=3)).steps == 3
 
@@ -368,9 +387,11 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
         target.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(torch, "save", half)
+    save = torch.save
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(KeyboardInterrupt):
         checkpoint.write(path, {"model": {}, "step": 2})
+    monkeypatch.setattr(torch, "save", save)
     assert checkpoint.read(path)["step"] == 1
     checkpoint.write(path, {"model": {}, "step": 3})
     assert checkpoint.read(path)["step"] == 3
@@ -419,7 +440,7 @@ def test_bad_data_is_named_and_nothing_is_written(data: Path, tmp_path: Path) ->
 
 def test_a_loss_that_is_not_finite_ends_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "loss_and_errors", lambda *_: (torch.tensor(float("nan"), requires_grad=True), Errors()))
-    with pytest.raises(CarryallError, match="the loss is nan at step 0: lower learning_rate.start"):
+    with pytest.raises(CarryallError, match=r"the loss is nan at step 0: lower learning_rate.start"):
         train(config(data, tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
@@ -437,10 +458,16 @@ def test_validation_data_of_its_own_and_none_at_all(data: Path, tmp_path: Path) 
     assert len(read_structures(data)) == 12
 
 
-def test_a_checkpoint_packs_with_its_configuration(data: Path, tmp_path: Path) -> None:
-    from carryall.package.inspect import inspect
+def test_a_checkpoint_packs_with_its_configuration(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
 
-    result = train(config(data, tmp_path / "run", n_steps=2))
-    facts = inspect(pack(result.checkpoint, tmp_path / "model.pte", check=False))
-    assert facts["training"]["n_steps"] == 2
-    assert facts["metadata"]["type_map"] == ["H", "O"]
+    def export_model(model: DPA1, path: Path, **settings: Any) -> Path:
+        seen.update(settings, model=model)
+        return path
+
+    monkeypatch.setattr("carryall.package.pack.export_model", export_model)
+    result = train(config(data, tmp_path / "run", n_steps=2, dtype="float32"))
+    pack(result.checkpoint, tmp_path / "model.pte")
+    assert seen["training_config"]["n_steps"] == 2
+    assert seen["model"].spec.type_map == ("H", "O")
+    assert (seen["model"].spec.dtype, load_model(result.checkpoint).spec.dtype) == ("float64", "float32")  # type: ignore[union-attr]

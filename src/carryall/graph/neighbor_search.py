@@ -103,17 +103,19 @@ def build_graph(
         parts.append((center + start, neighbor + start, shift))
         start += count
     device = positions.device
-    center, neighbor, shift = (torch.from_numpy(np.concatenate([part[k] for part in parts])).to(device) for k in range(3))
+    edge_center, edge_neighbor, edge_shift = (
+        torch.from_numpy(np.concatenate([part[k] for part in parts])).to(device) for k in range(3)
+    )
     return NeighborGraph(
         positions=positions,
         atom_types=atom_types,
         system=system,
         cell=cell,
-        edge_center=center,
-        edge_neighbor=neighbor,
-        edge_shift=shift,
-        edge_mask=torch.ones(len(center), dtype=torch.bool, device=device),
-        ptr=pointer(center, len(positions)),
+        edge_center=edge_center,
+        edge_neighbor=edge_neighbor,
+        edge_shift=edge_shift,
+        edge_mask=torch.ones(len(edge_center), dtype=torch.bool, device=device),
+        ptr=pointer(edge_center, len(positions)),
     )
 
 

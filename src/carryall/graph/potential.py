@@ -27,6 +27,8 @@ class PotentialSpec:
     """Whether features of ghosts must be exchanged between ranks."""
     dtype: str = "float64"
     """Floating-point type inside the model; inputs and outputs are float64."""
+    block_size: int | None = None
+    """Centres that a CPU evaluates together, so that intermediate results stay in cache; None: all at once."""
     length_unit: str = "angstrom"
     energy_unit: str = "eV"
     extra_inputs: tuple[str, ...] = ()
@@ -48,7 +50,8 @@ class PotentialSpec:
     def from_dict(cls, values: dict[str, Any]) -> PotentialSpec:
         """The inverse of `to_dict`; keys that a later version added are left aside."""
         known = {field.name for field in fields(cls)}
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known})
+        kept: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known}
+        return cls(**kept)
 
 
 class Potential(Protocol):

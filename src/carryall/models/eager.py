@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from carryall.graph.blocks import evaluate_in_blocks
 from carryall.graph.neighbor_graph import NeighborGraph
 from carryall.graph.potential import PotentialSpec
 from carryall.models.derivatives import EnergyModel, evaluate_model
@@ -29,5 +30,9 @@ class EagerPotential:
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made under the caller's inference_mode cannot take part in a gradient, its copy can
             own = graph.map(torch.clone) if graph.positions.is_inference() else graph
-            out = evaluate_model(self.model, own.to(self.device, torch.float64), atomic_virial=atomic_virial)
+            out = evaluate_in_blocks(
+                lambda part: evaluate_model(self.model, part, atomic_virial=atomic_virial),
+                own.to(self.device, torch.float64),
+                self.spec.block_size,
+            )
         return {key: value.to(graph.device) for key, value in out.items()}

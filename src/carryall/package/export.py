@@ -12,7 +12,7 @@ import platform
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ def trace(model: nn.Module, device: str = "cpu") -> ExportedProgram:
         sizes = {"positions": atoms, "atom_types": atoms, "system": atoms, "cell": systems, "ptr": ptr, "local": local, "rank": rank}
         shapes = tuple({0: sizes.get(name, edges)} for name in INPUTS)
         with quiet_torch():
-            flat = make_fx(_Program(model), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*sample)
+            flat = make_fx(_Program(cast(EnergyModel, model)), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*sample)
             return torch.export.export(flat, sample, dynamic_shapes=shapes, strict=False)
     finally:
         for parameter, flag in zip(model.parameters(), wanted, strict=True):

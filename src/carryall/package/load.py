@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from carryall.errors import InputError
+from carryall.graph.blocks import evaluate_in_blocks
 from carryall.graph.neighbor_graph import NeighborGraph
 from carryall.graph.potential import PotentialSpec
 from carryall.package.manifest import verify
@@ -33,10 +34,15 @@ class PackedPotential:
     def __call__(self, graph: NeighborGraph, *, atomic_virial: bool = False) -> dict[str, Tensor]:
         """Evaluate the graph; results are on the graph's device."""
         _check_types(graph, self.spec)
-        with torch.no_grad():
-            values = self._run(*to_inputs(graph.to(self.device)))
         wanted = OUTPUTS if atomic_virial else OUTPUTS[:-1]
-        return {name: value.to(graph.device) for name, value in zip(OUTPUTS, values, strict=True) if name in wanted}
+
+        def call(part: NeighborGraph) -> dict[str, Tensor]:
+            values = zip(OUTPUTS, self._run(*to_inputs(part)), strict=True)
+            return {name: value for name, value in values if name in wanted}
+
+        with torch.no_grad():
+            out = evaluate_in_blocks(call, graph.to(self.device), self.spec.block_size)
+        return {name: value.to(graph.device) for name, value in out.items()}
 
 
 def load_packed(path: str | Path, device: str = "cpu", dtype: str | None = None) -> PackedPotential:

@@ -107,7 +107,7 @@ def prepare(
             descriptor = descriptor.model_copy(update={"sel": (max(4, sel),)})
         model = DPA1(type_map, descriptor, config.model.fitting, seed=config.seed)
         with torch.no_grad():
-            model.fitting[-1].b.zero_()  # type: ignore[operator, union-attr]
+            model.fitting[-1].b.zero_()  # type: ignore[operator]
         set_statistics(model, train_samples)
         averaged = model_from_source(model_to_source(model))
     else:
@@ -174,7 +174,7 @@ def train_step(run: Run, step: int) -> tuple[float, Errors, float]:
     loss, errors = loss_and_errors(config.loss, out, batch, rate / config.learning_rate.start)
     if not bool(torch.isfinite(loss)):
         raise CarryallError(f"the loss is {loss.item()} at step {step}: lower learning_rate.start, or check the labels with carryall eval")
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if config.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.max_grad_norm)
     run.optimizer.step()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from carryall.errors import InputError
+from carryall.models.dpa1.attention import GatedAttentionLayer
 from carryall.models.dpa1.config import DescriptorConfig, FittingConfig
 from carryall.models.dpa1.descriptor import Descriptor
 from carryall.models.dpa1.model import DPA1
@@ -155,7 +156,8 @@ def _attention_source(descriptor: Descriptor, config: DescriptorConfig, precisio
     norm = {"trainable_ln": config.trainable_ln, "ln_eps": config.ln_eps}
     layers = []
     for layer in descriptor.attention:
-        inner = {"num_heads": 1, "bias": True, "smooth": config.smooth_type_embedding}
+        assert isinstance(layer, GatedAttentionLayer)
+        inner: Source = {"num_heads": 1, "bias": True, "smooth": config.smooth_type_embedding}
         inner |= {"in_proj": _layer(layer.in_proj, precision), "out_proj": _layer(layer.out_proj, precision)}
         variables = {"w": _array(layer.norm.w), "b": _array(layer.norm.b)}
         layer_norm = {"@class": "LayerNorm", "@version": 1, "eps": config.ln_eps, "trainable": config.trainable_ln}
