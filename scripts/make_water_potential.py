@@ -51,7 +51,7 @@ def config(run: Path) -> TrainConfig:
             "learning_rate": {"start": 4e-3, "stop": 2e-5},
             "average": 0.999,
             "batch_size": 1,
-            "n_steps": 20000,
+            "n_steps": 14000,
             "validate_every": 500,
             "checkpoint_every": 500,
         }

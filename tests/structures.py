@@ -86,9 +86,7 @@ def add_ghosts(graph: NeighborGraph) -> NeighborGraph:
     owner = images[:, 0]
     offset = torch.einsum("gi,gij->gj", images[:, 1:].to(graph.positions.dtype), graph.cell[graph.system[owner]])
     return graph.replace(
-        positions=torch.cat(
-            [graph.positions, graph.positions[owner] + images[:, 1:].to(graph.positions.dtype) @ graph.cell[0]]
-        ),
+        positions=torch.cat([graph.positions, graph.positions[owner] + offset]),
         atom_types=torch.cat([graph.atom_types, graph.atom_types[owner]]),
         system=torch.cat([graph.system, graph.system[owner]]),
         edge_neighbor=neighbor,

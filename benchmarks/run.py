@@ -1,0 +1,109 @@
+"""Speed and memory of the shipped water potential, in each of its forms, against size.
+
+    make bench                      # or: python benchmarks/run.py [--out benchmarks/results.md]
+
+Each figure is the best of several calls of energy, forces and virial in float64, neighbour search left out. FLOPs are those of the
+matrix products that PyTorch counts in the eager model (backward included); the limit beside them is the rate of a large float64
+matrix product in the same process. Peak memory is that of a process of its own, less what it takes to load the potential.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+FORMS = ("eager", ".pte", ".pt2")
+COPIES = ((1, 1, 1), (2, 2, 2), (4, 4, 4))
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(path: str, copies: tuple[int, int, int], queue: multiprocessing.Queue) -> None:
+    """Time, FLOPs and memory of one form at one size, in a fresh process."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import carryall
+    from carryall.cli.inputs import water_frames
+    from carryall.graph.neighbor_search import graph_from_structures
+
+    potential = carryall.load(path)
+    box = carryall.AtomicData.from_ase(water_frames("test")[0].to_ase().repeat(copies))
+    graph = graph_from_structures([box], potential.spec.cutoff, potential.spec.type_map)
+    before = peak_megabytes()
+    potential(graph)
+    times = []
+    while len(times) < 3 or (sum(times) < 5 and len(times) < 30):
+        began = time.perf_counter()
+        potential(graph)
+        times.append(time.perf_counter() - began)
+    memory = peak_megabytes() - before
+    flops = 0
+    if path.endswith(".json.gz"):
+        with FlopCounterMode(display=False) as counter:
+            potential(graph)
+        flops = counter.get_total_flops()
+    n = 2048
+    a = torch.randn(n, n, dtype=torch.float64)
+    rates = []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        rates.append(2 * n**3 / (time.perf_counter() - began))
+    queue.put((graph.n_atoms, graph.n_edges / graph.n_atoms, min(times), flops, memory, max(rates), torch.get_num_threads()))
+
+
+def in_a_process(path: str, copies: tuple[int, int, int]) -> tuple[int, float, float, int, float, float, int]:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=measure, args=(path, copies, queue))
+    process.start()
+    result = queue.get()
+    process.join()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.md")
+    out = parser.parse_args().out
+    import torch
+
+    import carryall
+    from carryall.package.open import shipped
+
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"eager": str(shipped("water.json.gz"))}
+        for suffix in FORMS[1:]:
+            began = time.perf_counter()
+            paths[suffix] = str(carryall.pack("water", f"{folder}/model{suffix}"))
+            lines.append(f"pack {suffix}: {time.perf_counter() - began:.1f} s, {os.path.getsize(paths[suffix]) / 1e6:.2f} MB")
+        rows = ["| atoms | form | µs/atom | to eager | GFLOP/s | of the limit | memory, MB |", "|---|---|---|---|---|---|---|"]
+        for copies in COPIES:
+            base = None
+            for form in FORMS:
+                n_atoms, degree, seconds, flops, memory, limit, threads = in_a_process(paths[form], copies)
+                base = base or (seconds, flops)
+                rate = base[1] / seconds / 1e9
+                rows.append(
+                    f"| {n_atoms} | {form} | {1e6 * seconds / n_atoms:.0f} | {base[0] / seconds:.2f}× | {rate:.1f} "
+                    f"| {100 * rate * 1e9 / limit:.0f} % of {limit / 1e9:.0f} | {memory:.0f} |"
+                )
+                print(rows[-1], flush=True)
+    head = f"# Shipped water potential, energy + forces + virial, float64\n\n{platform.machine()}, {threads} threads, torch {torch.__version__}, "
+    head += f"carryall {carryall.__version__}; {degree:.0f} neighbours an atom (5 Å). {'; '.join(lines)}.\n"
+    out.write_text(head + "\n" + "\n".join(rows) + "\n")
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()
