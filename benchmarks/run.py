@@ -2,7 +2,7 @@
 
     make bench                      # or: python benchmarks/run.py [--out benchmarks/results.md]
 
-Each figure is the best of several calls of energy, forces and virial in float64, neighbour search left out. FLOPs are those of the
+Each figure is the best of several calls of energy, forces and virial in float64, without the neighbour search. FLOPs are of the
 matrix products that PyTorch counts in the eager model (backward included); the limit beside them is the rate of a large float64
 matrix product in the same process. Peak memory is that of a process of its own, less what it takes to load the potential.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import platform
 import resource
 import tempfile
@@ -86,7 +85,9 @@ def main() -> None:
         for suffix in FORMS[1:]:
             began = time.perf_counter()
             paths[suffix] = str(carryall.pack("water", f"{folder}/model{suffix}"))
-            lines.append(f"pack {suffix}: {time.perf_counter() - began:.1f} s, {os.path.getsize(paths[suffix]) / 1e6:.2f} MB")
+            lines.append(
+                f"pack {suffix}: {time.perf_counter() - began:.1f} s, {Path(paths[suffix]).stat().st_size / 1e6:.2f} MB"
+            )
         rows = ["| atoms | form | µs/atom | to eager | GFLOP/s | of the limit | memory, MB |", "|---|---|---|---|---|---|---|"]
         for copies in COPIES:
             base = None
@@ -99,8 +100,11 @@ def main() -> None:
                     f"| {100 * rate * 1e9 / limit:.0f} % of {limit / 1e9:.0f} | {memory:.0f} |"
                 )
                 print(rows[-1], flush=True)
-    head = f"# Shipped water potential, energy + forces + virial, float64\n\n{platform.machine()}, {threads} threads, torch {torch.__version__}, "
-    head += f"carryall {carryall.__version__}; {degree:.0f} neighbours an atom (5 Å). {'; '.join(lines)}.\n"
+    head = f"""# Shipped water potential, energy + forces + virial, float64
+
+{platform.machine()}, {threads} threads, torch {torch.__version__}, carryall {carryall.__version__}.
+{degree:.0f} neighbours an atom (5 Å). {"; ".join(lines)}.
+"""
     out.write_text(head + "\n" + "\n".join(rows) + "\n")
     print(f"written to {out}")
 

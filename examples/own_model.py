@@ -33,7 +33,11 @@ potential = EagerPotential(Morse(depth=0.3429, width=1.3588, r0=2.866, cutoff=7.
 
 a = 3.7
 fcc = torch.tensor([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]], dtype=torch.float64) * a
-copper = AtomicData(positions=fcc + 0.05 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), atomic_numbers=[29] * 4, cell=torch.eye(3) * a)
+copper = AtomicData(
+    positions=fcc + 0.05 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0)),
+    atomic_numbers=[29] * 4,
+    cell=torch.eye(3) * a,
+)
 
 out = carryall.evaluate(potential, copper, properties=("energy", "forces", "stress"))[0]
 print(f"energy {float(out['energy']):.4f} eV, largest force {abs(out['forces']).max():.3f} eV/Å")

@@ -107,7 +107,7 @@ def scale_molecules(atoms: Atoms, density: float) -> None:
     atoms.positions = oxygens * factor + inside
 
 
-def calculator(accuracy: float = 1.0):  # noqa: ANN201
+def calculator(accuracy: float = 1.0):
     from tblite.ase import TBLite
 
     return TBLite(method="GFN1-xTB", verbosity=0, accuracy=accuracy)
@@ -154,7 +154,8 @@ def sample(run: Path, chain: str) -> None:
         print(f"chain {chain} stage {index} {spec} T={atoms.get_temperature():.0f} K frames={len(frames)}", flush=True)
         if frames:
             write(run / f"chain_{chain}_stage_{index}.extxyz.part", frames, format="extxyz")
-            os.replace(run / f"chain_{chain}_stage_{index}.extxyz.part", run / f"chain_{chain}_stage_{index}.extxyz")
+            part = run / f"chain_{chain}_stage_{index}.extxyz.part"
+            part.replace(run / f"chain_{chain}_stage_{index}.extxyz")
 
 
 def check(run: Path, n_frames: int = 3, step: float = 1e-3) -> None:
@@ -182,8 +183,12 @@ def check(run: Path, n_frames: int = 3, step: float = 1e-3) -> None:
             energies.append(strained.get_potential_energy())
         pressure = (energies[0] - energies[1]) / 2e-4 / atoms.get_volume()
         worst_stress = max(worst_stress, abs(pressure - np.trace(stress)))
-    print(f"largest deviation from finite differences: forces {worst_force:.1e} eV/A, trace of stress {worst_stress:.1e} eV/A^3")
-    (run / "check.json").write_text(json.dumps({"force_error_eV_per_A": worst_force, "stress_trace_error_eV_per_A3": worst_stress}))
+    print(
+        f"largest deviation from finite differences: forces {worst_force:.1e} eV/A, trace of stress {worst_stress:.1e} eV/A^3"
+    )
+    (run / "check.json").write_text(
+        json.dumps({"force_error_eV_per_A": worst_force, "stress_trace_error_eV_per_A3": worst_stress})
+    )
 
 
 def split_of(position: float) -> str | None:
@@ -249,9 +254,7 @@ def assemble(run: Path, out: Path) -> None:
         "system": f"liquid water, {N_MOLECULES} molecules, periodic",
         "method": "GFN1-xTB (S. Grimme et al., J. Chem. Theory Comput. 13, 1989 (2017))",
         "code": f"tblite {getattr(tblite, '__version__', 'unknown')}, default accuracy",
-        "sampling": [
-            {"chain": chain, **stage.__dict__} for chain, stages in CHAINS.items() for stage in stages
-        ],
+        "sampling": [{"chain": chain, **stage.__dict__} for chain, stages in CHAINS.items() for stage in stages],
         "timestep_fs": TIMESTEP_FS,
         "frame_every_fs": TIMESTEP_FS * SAMPLE_EVERY,
         "hydrogen_mass_amu": HYDROGEN_MASS,

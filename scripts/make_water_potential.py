@@ -20,7 +20,7 @@ from carryall.data import read_structures
 from carryall.models.dpa1.source import set_weight_dtype
 from carryall.models.eager import EagerPotential
 from carryall.package.export import source_of
-from carryall.package.open import load_model
+from carryall.package.from_source import load_model
 from carryall.package.sources import write_source
 from carryall.properties.errors_table import as_text, error_table, predict
 from carryall.training import TrainConfig, read_config, train
@@ -32,7 +32,10 @@ def config(run: Path) -> TrainConfig:
     """The training run."""
     return read_config(
         {
-            "data": {"train": [ASSETS / "water" / "train.extxyz.gz"], "validation": [ASSETS / "water" / "validation.extxyz.gz"]},
+            "data": {
+                "train": [ASSETS / "water" / "train.extxyz.gz"],
+                "validation": [ASSETS / "water" / "validation.extxyz.gz"],
+            },
             "out": run,
             "model": {
                 "descriptor": {

@@ -25,7 +25,14 @@ class RateColumn(ProgressColumn):
 def progress_bar(description: str, total: int | None, completed: int = 0) -> Iterator[Advance]:
     """A bar; call the value with the number of steps done and a note to show (None keeps the last)."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total, completed=completed, note="")
 

@@ -11,7 +11,7 @@ import torch
 from carryall import evaluate, load
 from carryall.data import AtomicData
 from carryall.data.elements import atomic_number
-from carryall.package.open import load_model
+from carryall.package.from_source import load_model
 from carryall.training.samples import make_samples
 from carryall.training.statistics import environment_statistics
 

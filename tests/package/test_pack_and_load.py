@@ -19,8 +19,8 @@ from carryall.errors import InputError, MissingDependencyError
 from carryall.models import DPA1, EagerPotential, LennardJones, SuttonChen
 from carryall.package import cache, export
 from carryall.package.check import PackError, check_against_eager, check_graphs, deviation
+from carryall.package.from_source import load_model
 from carryall.package.load import load_packed
-from carryall.package.open import load_model
 from structures import CUTOFF, small_dpa1, small_lj, structure, structures
 
 TYPES = ("O", "H")
@@ -256,7 +256,7 @@ except ImportError:
 else:
     raise SystemExit("carryall.models is there")
 data = json.loads(sys.argv[3])
-(found,) = carryall.evaluate(load_packed(sys.argv[2]), AtomicData(**data), ("energy", "forces", "virial"))
+(found,) = carryall.evaluate(carryall.load(sys.argv[2]), AtomicData(**data), ("energy", "forces", "virial"))
 print(json.dumps({key: value.tolist() for key, value in found.items()}))
 """
 
@@ -266,7 +266,7 @@ def test_a_packed_file_runs_where_the_models_source_is_absent(dpa1: DPA1, dpa1_p
     shutil.copytree(Path(carryall.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__", "assets"))
     for name in ("models", "training", "cli"):
         shutil.rmtree(copy / name, ignore_errors=True)
-    for name in ("export", "pack", "open", "check", "cache"):
+    for name in ("export", "pack", "from_source", "check", "cache"):
         (copy / "package" / f"{name}.py").unlink()
     data = structure("tilted", TYPES)
     assert data.cell is not None

@@ -19,7 +19,7 @@ from carryall.data import AtomicData, read_structures
 from carryall.errors import CarryallError, InputError
 from carryall.graph import edge_vectors, graph_from_structures
 from carryall.models import DPA1, EagerPotential, evaluate_model
-from carryall.package.open import load_model
+from carryall.package.from_source import load_model
 from carryall.training import LossConfig, TrainConfig, TrainResult, checkpoint, loop, read_config, train
 from carryall.training.config import LearningRateConfig
 from carryall.training.loss import Errors, learning_rate, loss_and_errors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +89,3 @@ def _matrix(name: str, value: Any) -> np.ndarray:
             matrix[i, j] = matrix[j, i] = entry
         return matrix
     raise InputError(f"{name} has {array.size} values: expected 9, or 6 in Voigt order")
-
-
-def label_keys(options: Mapping[str, str | None]) -> LabelKeys:
-    """`LabelKeys` of the arguments energy_key, forces_key and stress_key."""
-    return LabelKeys(options.get("energy_key"), options.get("forces_key"), options.get("stress_key"))

@@ -11,7 +11,8 @@ from carryall.dynamics.integrators.langevin import system_noise
 from carryall.dynamics.noise import Stream, check_seed
 from carryall.dynamics.parameters import PerSystem, checked, per_system
 from carryall.dynamics.status import atom_rows, ensure_keys
-from carryall.dynamics.thermo import masses, mobile, temperature
+from carryall.dynamics.thermo import masses, mobile
+from carryall.dynamics.thermo import temperature as temperature_of
 
 
 def initialize_velocities(
@@ -35,7 +36,7 @@ def initialize_velocities(
         velocities = _at_rest(batch, velocities, mass, free)
     batch.velocities = velocities
     if exact:
-        found = temperature(batch, removed=3 if remove_translation else 0)
+        found = temperature_of(batch, removed=3 if remove_translation else 0)
         scale = torch.where(found > 0, torch.sqrt(target / found.clamp(min=1e-300)), 1.0)
         batch.velocities = velocities * atom_rows(scale, batch)[:, None]
     return batch

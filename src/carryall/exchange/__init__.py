@@ -41,7 +41,9 @@ def communicate(features: Tensor, graph: ExchangeGraph) -> Tensor:
     if graph.n_atoms == graph.n_local:
         return features
     if graph.ghost_owner is None:
-        raise ValueError(f"the graph has {graph.n_atoms - graph.n_local} ghosts but no ghost_owner: their owners are not in this process")
+        raise ValueError(
+            f"the graph has {graph.n_atoms - graph.n_local} ghosts but no ghost_owner: their owners are not in this process"
+        )
     return torch.cat([features, features.index_select(0, graph.ghost_owner)])
 
 

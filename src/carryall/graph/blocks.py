@@ -1,12 +1,13 @@
 """Evaluation by blocks of centres: for a potential without message passing the energy is a sum over centres.
 
-Memory stays that of one block whatever the size of the system, and what a block allocates stays in cache. Results are those of one
-call up to the order of sums.
+Memory stays that of one block whatever the size of the system, and what a block allocates stays in cache. Results are
+those of one call up to the order of sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def evaluate_in_blocks(
     out: dict[str, Tensor] = {}
     atomic: list[Tensor] = []
     bounds = torch.linspace(0, graph.n_local, -(-graph.n_local // block_size) + 1).round().to(torch.int64).tolist()
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for begin, end in pairwise(bounds):
         part, atoms = center_block(graph, begin, end)
         found = call(part)
         atomic.append(found.pop("atomic_energy"))

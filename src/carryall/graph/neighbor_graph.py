@@ -154,7 +154,9 @@ def concatenate(graphs: Sequence[NeighborGraph]) -> NeighborGraph:
         raise InputError("cannot concatenate an empty list of graphs: give at least one")
     for index, graph in enumerate(graphs):
         if graph.n_local != graph.n_atoms:
-            raise InputError(f"graph {index} has {graph.n_atoms - graph.n_local} ghost atoms: only graphs without ghosts concatenate")
+            raise InputError(
+                f"graph {index} has {graph.n_atoms - graph.n_local} ghost atoms: only graphs without ghosts concatenate"
+            )
     atoms = torch.tensor([0] + [g.n_atoms for g in graphs]).cumsum(0).tolist()
     edges = torch.tensor([0] + [g.n_edges for g in graphs]).cumsum(0).tolist()
     systems = torch.tensor([0] + [g.n_systems for g in graphs]).cumsum(0).tolist()
@@ -198,7 +200,9 @@ def validate(graph: NeighborGraph) -> NeighborGraph:
         raise InputError(f"graph.atom_types[{int(negative[0])}] is negative: expected an index into the type map")
     descending = (graph.edge_center[1:] < graph.edge_center[:-1]).nonzero()
     if len(descending):
-        raise InputError(f"edges must be sorted by centre: edge {int(descending[0]) + 1} has a smaller centre than the edge before it")
+        raise InputError(
+            f"edges must be sorted by centre: edge {int(descending[0]) + 1} has a smaller centre than the edge before it"
+        )
     if not torch.equal(graph.ptr, pointer(graph.edge_center, n_local)):
         raise InputError("graph.ptr does not match edge_center: make it with carryall.graph.pointer(edge_center, n_local)")
     return graph

@@ -36,7 +36,7 @@ def neighbor_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cut
     if len(distance) and distance.min() < COINCIDENT:
         worst = int(distance.argmin())
         raise InputError(
-            f"atoms {int(center[worst])} and {int(neighbor[worst])} coincide (distance {distance[worst]:.1e} Å): remove one or move it"
+            f"atoms {int(center[worst])} and {int(neighbor[worst])} coincide (distance {distance[worst]:.1e} Å): move one"
         )
     order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], neighbor, center))
     return center[order].astype(np.int64), neighbor[order].astype(np.int64), shift[order].astype(np.int32)
@@ -50,7 +50,9 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     missing = [axis for axis in range(3) if not box[axis].any()]
     for axis in missing:
         if pbc[axis]:
-            raise InputError(f"cell vector {axis} is zero although the structure is periodic along it: give a cell or set pbc to false")
+            raise InputError(
+                f"cell vector {axis} is zero although the structure is periodic along it: give a cell or set pbc to false"
+            )
     for axis in missing:
         _, _, rows = np.linalg.svd(box)
         rank = np.linalg.matrix_rank(box)

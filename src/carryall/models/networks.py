@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     try:
         return ACTIVATIONS[name.lower()]
     except KeyError:
-        raise InputError(f"unknown activation_function {name!r}{nearest(name, ACTIVATIONS)}: known are {', '.join(ACTIVATIONS)}") from None
+        raise InputError(
+            f"unknown activation_function {name!r}{nearest(name, ACTIVATIONS)}: known are {', '.join(ACTIVATIONS)}"
+        ) from None
 
 
 class Layer(nn.Module):
@@ -91,7 +94,7 @@ def embedding_net(
                 resnet=True,
                 generator=generator,
             )
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in pairwise(widths)
         )
     )
 

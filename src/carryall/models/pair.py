@@ -41,7 +41,9 @@ class LennardJones(nn.Module):
     ) -> None:
         super().__init__()
         if len(epsilon) != len(type_map) or len(sigma) != len(type_map):
-            raise InputError(f"epsilon and sigma need one value for each of {list(type_map)}, got {list(epsilon)} and {list(sigma)}")
+            raise InputError(
+                f"epsilon and sigma need one value for each of {list(type_map)}, got {list(epsilon)} and {list(sigma)}"
+            )
         if truncation not in ("shift", "switch", "none"):
             raise InputError(f"truncation must be 'shift', 'switch' or 'none', got {truncation!r}")
         self.type_map, self.cutoff, self.truncation = tuple(type_map), float(cutoff), truncation

@@ -28,7 +28,9 @@ def model_from_source(source: dict[str, Any]) -> nn.Module:
     try:
         return READERS[kind](source)
     except KeyError as missing:
-        raise InputError(f"the model dict of type {kind!r} has no field {missing}: it is damaged or of an unsupported version") from None
+        raise InputError(
+            f"the model dict of type {kind!r} has no field {missing}: it is damaged or of an unsupported version"
+        ) from None
 
 
 def model_to_source(model: nn.Module) -> dict[str, Any]:

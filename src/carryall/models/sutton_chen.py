@@ -55,7 +55,9 @@ class SuttonChen(nn.Module):
         super().__init__()
         for symbol in type_map:
             if symbol not in METALS:
-                raise InputError(f"no Sutton-Chen parameters for {symbol!r}{nearest(symbol, METALS)}: known are {', '.join(METALS)}")
+                raise InputError(
+                    f"no Sutton-Chen parameters for {symbol!r}{nearest(symbol, METALS)}: known are {', '.join(METALS)}"
+                )
         if not 0 < switch_from <= 1:
             raise InputError(f"switch_from is a fraction of the cutoff in (0, 1], got {switch_from}")
         self.type_map, self.cutoff, self.switch_from = tuple(type_map), float(cutoff), float(switch_from)

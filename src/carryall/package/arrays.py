@@ -30,7 +30,9 @@ def from_json(text: str | bytes) -> Any:
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.name not in DTYPES:
-            raise InputError(f"array of dtype {value.dtype.name!r} cannot be written: expected one of {', '.join(sorted(DTYPES))}")
+            raise InputError(
+                f"array of dtype {value.dtype.name!r} cannot be written: expected one of {', '.join(sorted(DTYPES))}"
+            )
         little = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
         data = base64.b64encode(little.tobytes()).decode("ascii")
         return {"@class": ARRAY, "dtype": value.dtype.name, "shape": list(value.shape), "base64": data}

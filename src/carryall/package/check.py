@@ -23,7 +23,9 @@ def check_against_eager(packed: Potential, model: nn.Module) -> float:
     worst, where = deviation(packed, EagerPotential(model), check_graphs(packed.spec))  # type: ignore[arg-type]
     tolerance = TOLERANCE[packed.spec.dtype]
     if not worst <= tolerance:
-        raise PackError(f"the packed program differs from the model by {worst:.1e} in {where}, more than {tolerance:.0e} ({packed.spec.dtype})")
+        raise PackError(
+            f"the program differs from the model by {worst:.1e} in {where}, more than {tolerance:.0e} ({packed.spec.dtype})"
+        )
     return worst
 
 

@@ -1,8 +1,8 @@
 """Write the portable file: trace energy and derivatives once, for every size, then save or compile the program.
 
 The derivatives are traced into the graph, so the file needs no autograd. Each input dimension is free, down to zero: sizes that
-depend on data arrive as the shapes of inputs (`local`, `rank`), and no size of the sample equals another, since the tracer would
-take equal ones for the same.
+depend on data arrive as the shapes of inputs (`local`, `rank`), and no size of the sample equals another, since the tracer
+would take equal ones for the same.
 """
 
 from __future__ import annotations
@@ -37,12 +37,19 @@ INDUCTOR_OPTIONS = {"cpp.dynamic_threads": True}
 
 
 def export_model(
-    model: nn.Module, path: str | Path, *, device: str = "cpu", training_config: dict[str, Any] | None = None, check: bool = True
+    model: nn.Module,
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    training_config: dict[str, Any] | None = None,
+    check: bool = True,
 ) -> Path:
     """Write `model` to a `.pt2` (compiled) or `.pte` (portable program), verified against eager before it gets its name."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: the suffix says what to write, .pt2 (compiled) or .pte (portable), got {path.suffix or 'none'!r}")
+        raise InputError(
+            f"{path}: the suffix says what to write, .pt2 (compiled) or .pte (portable), got {path.suffix or 'none'!r}"
+        )
     if path.suffix == ".pt2":
         require_compiler()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,13 +66,18 @@ def export_model(
         append_facts(part, metadata_of(model, path.suffix[1:], device), to_json(source_of(model)), training_config or {})
         if check:
             check_against_eager(load_packed(part, device), model)
-        os.replace(part, path)
+        part.replace(path)
     return path
 
 
 def source_of(model: nn.Module) -> dict[str, Any]:
     """The root of a source file: what wrote it, and the model's nested dict."""
-    return {"software": "carryall", "version": carryall.__version__, "format_version": FORMAT_VERSION, "model": model_to_source(model)}
+    return {
+        "software": "carryall",
+        "version": carryall.__version__,
+        "format_version": FORMAT_VERSION,
+        "model": model_to_source(model),
+    }
 
 
 def metadata_of(model: nn.Module, kind: str, device: str) -> dict[str, Any]:
@@ -134,7 +146,15 @@ def trace(model: nn.Module, device: str = "cpu") -> ExportedProgram:
         sample = to_inputs(sample_graph(device))
         names = ("atoms_size", "systems_size", "edges_size", "ptr_size", "local_size", "rank_size")
         atoms, systems, edges, ptr, local, rank = (Dim(name, min=0, max=LARGEST) for name in names)
-        sizes = {"positions": atoms, "atom_types": atoms, "system": atoms, "cell": systems, "ptr": ptr, "local": local, "rank": rank}
+        sizes = {
+            "positions": atoms,
+            "atom_types": atoms,
+            "system": atoms,
+            "cell": systems,
+            "ptr": ptr,
+            "local": local,
+            "rank": rank,
+        }
         shapes = tuple({0: sizes.get(name, edges)} for name in INPUTS)
         with quiet_torch():
             flat = make_fx(_Program(cast(EnergyModel, model)), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*sample)

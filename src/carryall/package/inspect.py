@@ -34,4 +34,6 @@ def inspect(path: str | Path) -> dict[str, Any]:
 def _scalars(model: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in model.items() if isinstance(value, str | int | float | list)}
     descriptor = model.get("descriptor", {})
-    return kept | {f"descriptor.{key}": value for key, value in descriptor.items() if isinstance(value, str | int | float | list)}
+    return kept | {
+        f"descriptor.{key}": value for key, value in descriptor.items() if isinstance(value, str | int | float | list)
+    }

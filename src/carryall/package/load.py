@@ -78,7 +78,9 @@ def _load_compiled(path: Path) -> Callable[..., Any]:
             return aoti_load_package(str(path))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{path} cannot be loaded by torch {torch.__version__} on this machine ({reason}): pack it again here") from None
+            raise InputError(
+                f"{path} cannot be loaded by torch {torch.__version__} on this machine ({reason}): pack it again here"
+            ) from None
 
 
 def _load_program(path: Path, device: str) -> Callable[..., Any]:

@@ -24,7 +24,9 @@ from carryall.errors import InputError
 
 FORMAT_VERSION = 1
 EXTRA = "model/extra/"
-METADATA, MODEL, SCRIPT, MANIFEST = (EXTRA + name for name in ("metadata.json", "model.json", "model_def_script.json", "manifest.json"))
+METADATA, MODEL, SCRIPT, MANIFEST = (
+    EXTRA + name for name in ("metadata.json", "model.json", "model_def_script.json", "manifest.json")
+)
 MAX_JSON_BYTES = 1 << 30
 # what zipfile and json raise on damaged input (RuntimeError: an entry that claims to be encrypted or of a later format)
 DAMAGE = (
@@ -90,7 +92,9 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path} is not a packed potential (a ZIP archive is expected: {error}); was it copied whole?") from None
+        raise InputError(
+            f"{path} is not a packed potential (a ZIP archive is expected: {error}); was it copied whole?"
+        ) from None
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -98,12 +102,16 @@ def verify(path: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path, MANIFEST)
         if manifest["format_version"] > FORMAT_VERSION:
-            raise InputError(f"{path} has format version {manifest['format_version']}, newer than {FORMAT_VERSION}: update carryall")
+            raise InputError(
+                f"{path} has format version {manifest['format_version']}, newer than {FORMAT_VERSION}: update carryall"
+            )
         with open_archive(path) as archive:
             found = {name: vars(entry) for name, entry in entries_of(archive).items()}
         for name in sorted(set(found) | set(manifest["entries"])):
             if found.get(name) != manifest["entries"].get(name):
-                raise InputError(f"{path}: entry {name} does not match the manifest; the file is damaged or was changed: pack it again")
+                raise InputError(
+                    f"{path}: entry {name} does not match the manifest; the file is damaged or was changed: pack it again"
+                )
         metadata = read_json(path, METADATA)
     except DAMAGE as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): copy or pack it again") from None

@@ -13,7 +13,7 @@ from carryall.graph.potential import DTYPES
 from carryall.models.dpa1.model import DPA1
 from carryall.models.dpa1.source import set_weight_dtype
 from carryall.package.export import export_model
-from carryall.package.open import load_model, read_checkpoint
+from carryall.package.from_source import load_model, read_checkpoint
 
 
 def pack(

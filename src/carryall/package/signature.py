@@ -8,8 +8,18 @@ from torch import Tensor
 from carryall.graph.neighbor_graph import NeighborGraph, local_index, rank_axis
 
 INPUTS = (
-    "positions", "atom_types", "system", "cell", "edge_center", "edge_neighbor", "edge_shift", "edge_mask", "ptr", "local", "rank",
-)  # fmt: skip
+    "positions",
+    "atom_types",
+    "system",
+    "cell",
+    "edge_center",
+    "edge_neighbor",
+    "edge_shift",
+    "edge_mask",
+    "ptr",
+    "local",
+    "rank",
+)
 OUTPUTS = ("energy", "atomic_energy", "forces", "virial", "atomic_virial")
 
 

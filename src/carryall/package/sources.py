@@ -1,10 +1,9 @@
-"""Source dicts in files: carryall's and DeePMD's `.json`, DeePMD's `.yaml` and `.dp` (HDF5), and the one inside a packed file."""
+"""Source dicts in files: carryall's and DeePMD's `.json`, DeePMD's `.yaml` and `.dp` (HDF5), and those in packed files."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def write_source(path: str | Path, root: dict[str, Any]) -> Path:
         data = gzip.compress(data, 9, mtime=0)
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(data)
-    os.replace(part, path)
+    part.replace(path)
     return path
 
 

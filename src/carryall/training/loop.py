@@ -1,4 +1,4 @@
-"""The training loop: read, prepare, step, validate, checkpoint; it goes on where an earlier run of the same configuration stopped."""
+"""The training loop: read, prepare, step, validate, checkpoint; it goes on where a run of the same configuration stopped."""
 
 from __future__ import annotations
 
@@ -173,7 +173,9 @@ def train_step(run: Run, step: int) -> tuple[float, Errors, float]:
     out = evaluate_model(run.model, batch.graph, create_graph=True)
     loss, errors = loss_and_errors(config.loss, out, batch, rate / config.learning_rate.start)
     if not bool(torch.isfinite(loss)):
-        raise CarryallError(f"the loss is {loss.item()} at step {step}: lower learning_rate.start, or check the labels with carryall eval")
+        raise CarryallError(
+            f"the loss is {loss.item()} at step {step}: lower learning_rate.start, or check the labels with carryall eval"
+        )
     loss.backward()
     if config.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.max_grad_norm)
@@ -215,7 +217,9 @@ def _refuse_changes(path: Path, old: dict[str, Any], config: TrainConfig) -> Non
     free = {"out", "n_steps", "device", "validate_every", "checkpoint_every"}
     changed = sorted(key for key in new if key not in free and new[key] != old.get(key))
     if changed:
-        raise InputError(f"{path} was made with another {', '.join(changed)}: train into another folder, or remove it to start again")
+        raise InputError(
+            f"{path} was made with another {', '.join(changed)}: train into another folder, or remove it to start again"
+        )
 
 
 def _trim_curve(path: Path, last_step: int) -> None:
@@ -228,7 +232,18 @@ def _trim_curve(path: Path, last_step: int) -> None:
     path.write_text(",".join(COLUMNS) + "\n" + ",".join(COLUMNS.values()) + "\n")
 
 
-def _append_curve(path: Path, step: int, rate: float, loss: float, train_errors: Errors, validation: Errors, seconds: float) -> None:
-    values = (step, rate, loss, train_errors.rmse_energy, train_errors.rmse_forces, validation.rmse_energy, validation.rmse_forces, seconds)
+def _append_curve(
+    path: Path, step: int, rate: float, loss: float, train_errors: Errors, validation: Errors, seconds: float
+) -> None:
+    values = (
+        step,
+        rate,
+        loss,
+        train_errors.rmse_energy,
+        train_errors.rmse_forces,
+        validation.rmse_energy,
+        validation.rmse_forces,
+        seconds,
+    )
     with path.open("a", newline="") as stream:
         csv.writer(stream, lineterminator="\n").writerow([f"{value:.6g}" for value in values])

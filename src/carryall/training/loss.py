@@ -55,7 +55,7 @@ class Errors:
 def loss_and_errors(config: LossConfig, out: dict[str, Tensor], sample: Sample, rate_fraction: float) -> tuple[Tensor, Errors]:
     """DeePMD's loss at a learning rate that is `rate_fraction` of its start, and the batch's errors.
 
-    pref_e * mean(dE^2 / n_atoms) + pref_f * mean(dF^2) + pref_v * mean(dV^2 / n_atoms); structures without a label are left out.
+    pref_e * mean(dE^2 / n_atoms) + pref_f * mean(dF^2) + pref_v * mean(dV^2 / n_atoms); without a label: left out.
     """
 
     def pref(start: float, limit: float) -> float:

@@ -68,7 +68,9 @@ class DescriptorConfig(BaseModel):
         if sum(self.sel) <= 0:
             raise ValueError(f"sel must be positive, got {list(self.sel)}")
         if not self.neuron or not 0 < self.axis_neuron <= self.neuron[-1]:
-            raise ValueError(f"axis_neuron = {self.axis_neuron} must lie between 1 and the last width of neuron = {list(self.neuron)}")
+            raise ValueError(
+                f"axis_neuron = {self.axis_neuron} must lie between 1 and the last width of neuron = {list(self.neuron)}"
+            )
         return self
 
     @property

@@ -45,7 +45,9 @@ def from_source(source: Source) -> DPA1:
     """The model of a nested dict; InputError names what carryall does not know in it."""
     descriptor, fitting = source["descriptor"], source["fitting"]
     if descriptor.get("type") not in ("dpa1", "se_atten") or fitting.get("type", "ener") != "ener":
-        raise InputError(f"cannot read a model of descriptor {descriptor.get('type')!r} and fitting {fitting.get('type')!r}: only dpa1 with ener")
+        raise InputError(
+            f"cannot read descriptor {descriptor.get('type')!r} and fitting {fitting.get('type')!r}, only dpa1 with ener"
+        )
     _refuse_unknown(descriptor, fitting)
     config = DescriptorConfig(**_config_values(descriptor))
     model = DPA1(
@@ -167,7 +169,9 @@ def _attention_source(descriptor: Descriptor, config: DescriptorConfig, precisio
     return {**head, **shared, **norm, "attention_layers": layers}
 
 
-def _type_embedding_source(descriptor: Descriptor, config: DescriptorConfig, type_map: tuple[str, ...], precision: str) -> Source:
+def _type_embedding_source(
+    descriptor: Descriptor, config: DescriptorConfig, type_map: tuple[str, ...], precision: str
+) -> Source:
     layer = descriptor.type_embedding.layer
     shared = {"neuron": [config.tebd_dim], "resnet_dt": False, "precision": precision, "activation_function": "Linear"}
     return {
@@ -260,7 +264,9 @@ def _layer(layer: nn.Module, precision: str, activation_function: str | None = N
         "resnet": layer.resnet if resnet is None else resnet,
         "precision": precision,
         "trainable": True,
-        "@variables": {name: None if getattr(layer, name) is None else _array(getattr(layer, name)) for name in ("w", "b", "idt")},
+        "@variables": {
+            name: None if getattr(layer, name) is None else _array(getattr(layer, name)) for name in ("w", "b", "idt")
+        },
     }
 
 
