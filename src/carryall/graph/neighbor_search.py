@@ -35,9 +35,8 @@ def neighbor_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cut
     )
     if len(distance) and distance.min() < COINCIDENT:
         worst = int(distance.argmin())
-        raise InputError(
-            f"atoms {int(center[worst])} and {int(neighbor[worst])} coincide (distance {distance[worst]:.1e} Å): move one"
-        )
+        pair = f"atoms {int(center[worst])} and {int(neighbor[worst])}"
+        raise InputError(f"{pair} coincide (distance {distance[worst]:.1e} Å): remove one or move it")
     order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], neighbor, center))
     return center[order].astype(np.int64), neighbor[order].astype(np.int64), shift[order].astype(np.int32)
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -60,7 +62,7 @@ def export_model(
         part = Path(folder) / "model.pt2"
         with quiet_torch():
             if path.suffix == ".pt2":
-                torch._inductor.aoti_compile_and_package(program, package_path=str(part), inductor_configs=INDUCTOR_OPTIONS)
+                compile_program(program, part)
             else:
                 torch.export.save(program, part)
         append_facts(part, metadata_of(model, path.suffix[1:], device), to_json(source_of(model)), training_config or {})
@@ -68,6 +70,14 @@ def export_model(
             check_against_eager(load_packed(part, device), model)
         part.replace(path)
     return path
+
+
+def compile_program(program: ExportedProgram, path: Path) -> None:
+    """Compile by AOTInductor; one process at a time, since all write the same files of torch's own cache."""
+    folder = Path(cache_dir())
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "carryall.lock"):
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=INDUCTOR_OPTIONS)
 
 
 def source_of(model: nn.Module) -> dict[str, Any]:

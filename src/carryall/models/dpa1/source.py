@@ -45,9 +45,8 @@ def from_source(source: Source) -> DPA1:
     """The model of a nested dict; InputError names what carryall does not know in it."""
     descriptor, fitting = source["descriptor"], source["fitting"]
     if descriptor.get("type") not in ("dpa1", "se_atten") or fitting.get("type", "ener") != "ener":
-        raise InputError(
-            f"cannot read descriptor {descriptor.get('type')!r} and fitting {fitting.get('type')!r}, only dpa1 with ener"
-        )
+        found = f"descriptor {descriptor.get('type')!r} and fitting {fitting.get('type')!r}"
+        raise InputError(f"cannot read a model of {found}: only dpa1 with ener")
     _refuse_unknown(descriptor, fitting)
     config = DescriptorConfig(**_config_values(descriptor))
     model = DPA1(
