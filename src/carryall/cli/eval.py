@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from carryall.cli.arguments import parse
@@ -28,7 +30,7 @@ class EvalConfig:
     """A packed file, checkpoint, source file or built-in name."""
     data: Positional[tuple[Path, ...]]
     """Labelled structures: extended XYZ, a DeePMD folder, or what ASE reads."""
-    out: Path = Path("eval")
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("eval")
     """Folder for tables and picture."""
     device: str = "cpu"
     """Where to run."""
