@@ -45,7 +45,7 @@ class DemoConfig:
     """Folder for everything; a demo that was interrupted goes on there."""
     seed: int = 0
     """Of weights, order of the data, velocities and noise."""
-    n_steps: int = 2000
+    n_steps: int = 2600
     """Training steps."""
     n_systems: int = 16
     """Boxes of water that are relaxed, and then run, in one batch."""
@@ -53,15 +53,15 @@ class DemoConfig:
     """K, of the NVT run; the reference g(r) is at 330 K."""
     timestep: float = 0.5
     """fs."""
-    nvt_steps: int = 100
+    nvt_steps: int = 200
     """Steps of NVT, all boxes at once."""
-    nve_steps: int = 100
+    nve_steps: int = 240
     """Steps of NVE, four boxes at once."""
     ase_steps: int = 20
     """Steps of NVE with ASE, one box of 2 x 2 x 2 copies."""
-    relax_steps: int = 40
+    relax_steps: int = 80
     """Steps after which a relaxation ends."""
-    fmax: float = 0.1
+    fmax: float = 0.2
     """eV/Å, largest force that counts as relaxed."""
     friction: float = 5.0
     """Of the thermostat, 1/ps."""

@@ -191,6 +191,7 @@ def plot_relaxation(curves: np.ndarray, steps: Sequence[int], path: str | Path, 
     width = max(1, (max(steps) - min(steps)) // 12)
     edges = np.arange(min(steps), max(steps) + 2 * width, width) - 0.5
     lower.hist(list(steps), bins=edges.tolist(), color=BLUE, edgecolor="white")
+    lower.set_xlim(0, 1.1 * max(steps) + 1)
     lower.locator_params(integer=True)
     decorate(lower, "steps to the end", "structures", "relaxation: steps")
     return save_figure(figure, path)

@@ -24,7 +24,8 @@ p { margin: .5rem 0; }
 .lead { color: var(--soft); }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .5rem 0; min-width: 50%; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: right; }
+@media (max-width: 30rem) { th, td { padding: .3rem .25rem; font-size: .95em; } }
 th:first-child, td:first-child { text-align: left; }
 th { background: var(--band); font-weight: 600; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
@@ -90,7 +91,7 @@ def section_html(section: Section) -> str:
 
 
 def table_html(table: Table) -> str:
-    """A table that scrolls sideways where it is wider than the screen."""
+    """A table; cells wrap on a narrow screen, and it scrolls sideways where that is not enough."""
     head = "".join(f"<th>{escape(one)}</th>" for one in table.header)
     rows = "".join("<tr>" + "".join(f"<td>{escape(one)}</td>" for one in row) + "</tr>" for row in table.rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
