@@ -30,8 +30,8 @@ MODEL: dict[str, Any] = {
 TRAINING: dict[str, Any] = {
     "batch_size": 1,
     "loss": {"start_pref_v": 0.02, "limit_pref_v": 0.2},
-    "learning_rate": {"start": 4e-3, "stop": 2e-4},
-    "average": 0.995,
+    "learning_rate": {"start": 4e-3, "stop": 1.5e-3},
+    "average": 0.998,
     "validate_every": 200,
     "checkpoint_every": 200,
 }
