@@ -57,7 +57,7 @@ class DemoConfig:
     """Steps of NVT, all boxes at once."""
     nve_steps: int = 240
     """Steps of NVE, four boxes at once."""
-    ase_steps: int = 20
+    ase_steps: int = 80
     """Steps of NVE with ASE, one box of 2 x 2 x 2 copies."""
     relax_steps: int = 80
     """Steps after which a relaxation ends."""
