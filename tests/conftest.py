@@ -14,12 +14,10 @@ from structures import small_dpa1
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Whatever uses the compiled model runs in one worker, so that it is compiled once."""
-    for item in items:
-        if "dpa1_pt2" in item.name or "dpa1_pt2" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("compile"))
+    if "dpa1_pt2" in item.name or "dpa1_pt2" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("compile"))
 
 
 @pytest.fixture(scope="session")
