@@ -9,7 +9,7 @@ demo: $(VENV)/demo.stamp          ## the main job on built-in data: train, pack,
 	$(BIN)/carryall demo
 
 test: $(VENV)/dev.stamp           ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/dev.stamp          ## lint, types, import rules
 	$(BIN)/ruff check .

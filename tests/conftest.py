@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from carryall.models import DPA1
 from carryall.package.pack import pack
 from structures import small_dpa1
 
 torch.set_num_threads(1)
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Whatever uses the compiled model runs in one worker, so that it is compiled once."""
-    if "dpa1_pt2" in item.name or "dpa1_pt2" in getattr(item, "fixturenames", ()):
-        item.add_marker(pytest.mark.xdist_group("compile"))
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +31,8 @@ def dpa1_pte(dpa1: DPA1, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dpa1_pt2(dpa1: DPA1, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model compiled, the only compilation of the suite: mark the tests that use it with `compile`."""
-    return pack(dpa1, tmp_path_factory.mktemp("packed") / "dpa1.pt2")
+    # workers of one run share the folder above their own
+    shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else tmp_path_factory.getbasetemp()
+    path = shared / "compiled" / "dpa1.pt2"
+    with FileLock(shared / "compiled.lock"):
+        return path if path.exists() else pack(dpa1, path)
