@@ -15,9 +15,11 @@ import platform
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 FORMS = ("eager", ".pte", ".pt2")
+Result = tuple[int, float, float, int, float, float, int]
 COPIES = ((1, 1, 1), (2, 2, 2), (4, 4, 4))
 
 
@@ -25,10 +27,10 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(path: str, copies: tuple[int, int, int], queue: multiprocessing.Queue) -> None:
+def measure(path: str, copies: tuple[int, int, int]) -> Result:
     """Time, FLOPs and memory of one form at one size, in a fresh process."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.profiler import ProfilerActivity, profile
 
     import carryall
     from carryall.cli.inputs import water_frames
@@ -47,9 +49,9 @@ def measure(path: str, copies: tuple[int, int, int], queue: multiprocessing.Queu
     memory = peak_megabytes() - before
     flops = 0
     if path.endswith(".json.gz"):
-        with FlopCounterMode(display=False) as counter:
+        with profile(activities=[ProfilerActivity.CPU], with_flops=True) as counted:
             potential(graph)
-        flops = counter.get_total_flops()
+        flops = sum(event.flops for event in counted.key_averages() if event.key in ("aten::mm", "aten::bmm", "aten::addmm"))
     n = 2048
     a = torch.randn(n, n, dtype=torch.float64)
     rates = []
@@ -57,17 +59,13 @@ def measure(path: str, copies: tuple[int, int, int], queue: multiprocessing.Queu
         began = time.perf_counter()
         a @ a
         rates.append(2 * n**3 / (time.perf_counter() - began))
-    queue.put((graph.n_atoms, graph.n_edges / graph.n_atoms, min(times), flops, memory, max(rates), torch.get_num_threads()))
+    return graph.n_atoms, graph.n_edges / graph.n_atoms, min(times), flops, memory, max(rates), torch.get_num_threads()
 
 
-def in_a_process(path: str, copies: tuple[int, int, int]) -> tuple[int, float, float, int, float, float, int]:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=measure, args=(path, copies, queue))
-    process.start()
-    result = queue.get()
-    process.join()
-    return result
+def in_a_process(path: str, copies: tuple[int, int, int]) -> Result:
+    """`measure` in a process of its own, whose peak memory is then its own too."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, path, copies).result()
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from carryall.cli.console import console, show_data, show_table
 from carryall.cli.demo_config import REFERENCE, DemoConfig, training_config
-from carryall.cli.inputs import asset, notify, water_frames
+from carryall.cli.inputs import notify, water_frames
 from carryall.cli.train import show_result, train_and_plot
 from carryall.data import AtomicData, Batch, write_structures
 from carryall.data.units import kB
@@ -22,7 +22,7 @@ from carryall.errors import CarryallError, InputError, MissingDependencyError
 from carryall.graph import Potential
 from carryall.graph.neighbor_search import graph_from_structures
 from carryall.package.check import deviation
-from carryall.package.open import load
+from carryall.package.open import load, shipped
 from carryall.package.pack import pack
 from carryall.progress import Advance, progress_bar
 from carryall.properties.errors_table import ErrorRow, as_text, error_table, predict, write_csv, write_errors
@@ -315,7 +315,7 @@ def show_speed(speeds: Sequence[Speed], config: DemoConfig) -> None:
 
 def reference_rdf() -> RadialDistribution:
     """g(r) of the reference's own MD."""
-    facts = json.loads(asset("water/provenance.json").read_text())["reference_rdf"]
+    facts = json.loads(shipped("water/provenance.json").read_text())["reference_rdf"]
     values = {pair: np.array(facts["g"]["".join(pair)]) for pair in PAIRS}
     return RadialDistribution(np.array(facts["g"]["r"]), values, int(facts["frames"]))
 
