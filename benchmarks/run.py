@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import platform
-import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -24,7 +23,9 @@ COPIES = ((1, 1, 1), (2, 2, 2), (4, 4, 4))
 
 
 def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # ru_maxrss would be inherited from the process that started this one
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def measure(path: str, copies: tuple[int, int, int]) -> Result:
