@@ -64,7 +64,7 @@ class DPA1(nn.Module):
     def spec(self) -> PotentialSpec:
         """Facts about the model; dtype is that of its weights."""
         dtype = str(self.descriptor.type_embedding.layer.w.dtype).removeprefix("torch.")
-        # attention allocates degree^2 numbers a centre: measured, 64 centres stay in cache and cost half of 1000 at once
+        # attention allocates degree^2 numbers a centre: measured, blocks of 64 cost half of 1000 at once
         block_size = 64 if self.descriptor.config.attn_layer else 512
         return PotentialSpec(cutoff=self.descriptor.config.rcut, type_map=self.type_map, dtype=dtype, block_size=block_size)
 
