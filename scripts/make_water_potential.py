@@ -4,8 +4,9 @@
     python scripts/make_water_potential.py train RUNDIR       # about an hour on one core; goes on where it stopped
     python scripts/make_water_potential.py ship RUNDIR        # writes src/carryall/assets/water.json.gz and its test errors
 
-The shipped file came from a run that was shortened on its way (see `history` in water.provenance.json): this script as it stands
-gives a model alike, not the same. The source form is shipped (a dict of arrays): it depends on no CPU and no torch version, and is compiled on first use.
+The shipped file came from a run that was shortened on its way (see `history` in water.provenance.json): this script as it
+stands gives a model alike, not the same. The source form is shipped (a dict of arrays): it depends on no CPU and no torch
+version, and is compiled on first use.
 """
 
 from __future__ import annotations
