@@ -50,6 +50,10 @@ class NeighborGraph:
     """(max_degree,) int64, 0, 1, ...: carries the largest degree as a shape, likewise."""
     ghost_owner: Tensor | None = None
     """(n_ghost,) int64, the local atom that a ghost is an image of, where one process owns all; None otherwise."""
+    fparam: Tensor | None = None
+    """(n_systems, numb_fparam) float, parameters of a whole system that some models take (DeePMD's name)."""
+    aparam: Tensor | None = None
+    """(n_atoms, numb_aparam) float, parameters of each atom, likewise."""
 
     @property
     def n_atoms(self) -> int:
