@@ -18,6 +18,10 @@ class MissingDependencyError(CarryallError, ImportError):
     """An optional package or tool is absent; the message names the command that brings it."""
 
 
+class SemanticsWarning(UserWarning):
+    """A model gives other numbers here than in the code that made it; the message says how much, and what changes that."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`, perhaps you meant 'x'` for the known name closest to `name`, or an empty string when none is close."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -16,6 +16,8 @@ from carryall.data import AtomicData
 from carryall.graph import Potential
 from carryall.models import EagerPotential
 from carryall.models.dpa1.source import set_weight_dtype
+from carryall.package.pack import pack
+from combined_models import small_bridged, small_sum, small_table, small_zbl
 from structures import small_alloy, small_dpa1, small_lj
 
 Results = list[dict[str, np.ndarray]]
@@ -47,6 +49,8 @@ class Engine:
 # A neighbour at the cutoff has the attention logit 0, and so a weight exp(-20 s_i s_j) of the others' where an absent one has
 # none: on a graph, without padding, smooth attention is smooth up to that (measured here: 6e-6 eV, 2.5e-5 eV/Å).
 ATTENTION_STEP = 3e-5
+# A neighbour at the cutoff has a share exp((2.2 - 4) / 0.1) of the smooth minimum of distances.
+BRIDGING_STEP = 1e-6
 
 
 def of_potential(potential: Potential, model: str, symbols: tuple[str, ...], exact: bool = True, step: float = 1e-11) -> Engine:
@@ -59,6 +63,28 @@ def lennard_jones(_: pytest.FixtureRequest) -> Engine:
 
 def sutton_chen(_: pytest.FixtureRequest) -> Engine:
     return of_potential(EagerPotential(small_alloy()), "sutton-chen", ("Cu", "Au"))
+
+
+def pair_table(_: pytest.FixtureRequest) -> Engine:
+    return of_potential(EagerPotential(small_table()), "pair table", ("O", "H"))
+
+
+def zbl(_: pytest.FixtureRequest) -> Engine:
+    return of_potential(EagerPotential(small_zbl()), "zbl", ("Cu", "Au"))
+
+
+def linear(_: pytest.FixtureRequest) -> Engine:
+    return of_potential(EagerPotential(small_sum()), "linear", ("O", "H"))
+
+
+def bridged(_: pytest.FixtureRequest) -> Engine:
+    return of_potential(EagerPotential(small_bridged()), "bridged", ("O", "H"), step=BRIDGING_STEP)
+
+
+def bridged_pte(request: pytest.FixtureRequest) -> Engine:
+    folder: Path = request.getfixturevalue("tmp_path_factory").mktemp("bridged")
+    potential = load(pack(small_bridged(), folder / "bridged.pte"))
+    return of_potential(potential, "bridged", ("O", "H"), step=BRIDGING_STEP)
 
 
 def dpa1_eager(request: pytest.FixtureRequest) -> Engine:
@@ -113,6 +139,11 @@ def in_a_box(structure: AtomicData) -> bool:
 ENGINES: dict[str, Callable[[pytest.FixtureRequest], Engine]] = {
     "lennard_jones": lennard_jones,
     "sutton_chen": sutton_chen,
+    "pair_table": pair_table,
+    "zbl": zbl,
+    "linear": linear,
+    "bridged": bridged,
+    "bridged_pte": bridged_pte,
     "dpa1": dpa1_eager,
     "dpa1_without_attention": dpa1_without_attention,
     "dpa1_float32": dpa1_float32,

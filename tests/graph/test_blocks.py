@@ -1,56 +1,128 @@
-"""Blocks of centres give what one call gives."""
+"""Blocks of centres give what one call gives, whatever the degrees, the block's size and the number of systems."""
+
+from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from carryall.graph.blocks import center_block, evaluate_in_blocks
-from carryall.graph.neighbor_graph import concatenate, edge_vectors, validate
-from carryall.graph.neighbor_search import build_graph
-from carryall.models import evaluate_model
-from carryall.models.sutton_chen import SuttonChen
+import carryall.graph.blocks as blocks
+from carryall.graph.blocks import by_degree, chunks, cuts, evaluate_in_blocks, star_graphs
+from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors, pointer, validate
+from carryall.models import LennardJones
+from carryall.models.derivatives import energy_and_gradient, evaluate_model
 
-MODEL = SuttonChen(("Cu", "Au"), cutoff=5.0)
+MODEL = LennardJones(("Cu", "Au"), (0.1, 0.2), (2.0, 2.3), cutoff=5.0)
 
 
-def box(n_atoms, length, seed):
+def random_graph(
+    degrees: list[int], seed: int = 0, *, n_systems: int = 1, n_ghosts: int = 0, masked: bool = False
+) -> NeighborGraph:
+    """Any edges at all: a graph need not come from a structure. Systems are contiguous; edges stay inside their system."""
     generator = torch.Generator().manual_seed(seed)
-    grid = torch.cartesian_prod(*[torch.arange(3, dtype=torch.float64)] * 3)[:n_atoms] * length / 3
-    positions = grid + 0.2 * torch.rand(grid.shape, generator=generator, dtype=torch.float64)
-    types = torch.randint(2, (n_atoms,), generator=generator)
-    cell = torch.eye(3, dtype=torch.float64)[None] * length
-    return build_graph(positions, types, torch.zeros(n_atoms, dtype=torch.int64), cell, torch.tensor([[True] * 3]), 5.0)
+    n_local = len(degrees)
+    system = torch.arange(n_local) * n_systems // max(n_local, 1)
+    ghost_system = torch.randint(0, n_systems, (n_ghosts,), generator=generator) if n_local else torch.zeros(n_ghosts).long()
+    system = torch.cat([system, ghost_system])
+    center = torch.repeat_interleave(torch.arange(n_local), torch.tensor(degrees, dtype=torch.int64))
+    members = [(system == k).nonzero()[:, 0] for k in range(n_systems)]
+    neighbor = torch.tensor(
+        [int(members[s][int(torch.randint(len(members[s]), (1,), generator=generator))]) for s in system[center].tolist()],
+        dtype=torch.int64,
+    )
+    shift = torch.randint(1, 3, (len(center), 3), generator=generator).int()
+    return NeighborGraph(
+        positions=torch.rand(n_local + n_ghosts, 3, generator=generator, dtype=torch.float64),
+        atom_types=torch.randint(2, (n_local + n_ghosts,), generator=generator),
+        system=system,
+        cell=1.5 * torch.eye(3, dtype=torch.float64)
+        + 0.1 * torch.rand(n_systems, 3, 3, generator=generator, dtype=torch.float64),
+        edge_center=center,
+        edge_neighbor=neighbor,
+        edge_shift=shift,
+        edge_mask=torch.rand(len(center), generator=generator) < (0.7 if masked else 1.1),
+        ptr=pointer(center, n_local),
+    )
 
 
-def call(graph):
-    return evaluate_model(MODEL, graph, atomic_virial=True)
+def call(part: NeighborGraph) -> tuple[Tensor, Tensor]:
+    return energy_and_gradient(MODEL, part, edge_vectors(part))
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 26, 27, 1000, None])
-def test_blocks_equal_one_call(block_size):
-    graph = concatenate([box(27, 7.8, 0), box(1, 30.0, 1), box(20, 9.0, 2)])
-    whole, parts = call(graph), evaluate_in_blocks(call, graph, block_size)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 12), max_size=20),
+    st.integers(1, 60),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.booleans(),
+    st.sampled_from([True, "half"]),
+)
+def test_blocks_equal_one_call(
+    degrees: list[int], limit: int, n_systems: int, n_ghosts: int, masked: bool, atomic_virial: bool
+) -> None:
+    graph = random_graph(degrees, n_systems=min(n_systems, max(len(degrees), 1)), n_ghosts=n_ghosts, masked=masked)
+    whole = evaluate_model(MODEL, graph, atomic_virial=atomic_virial)
+    parts = evaluate_in_blocks(call, graph, limit, atomic_virial=atomic_virial)
     assert set(parts) == set(whole)
     for name in whole:
-        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=1e-11)
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-12, atol=1e-12)
 
 
-def test_a_block_is_a_valid_graph_with_the_same_edges():
-    graph = box(27, 7.8, 3)
-    part, atoms = center_block(graph, 5, 14)
-    validate(part)
-    assert part.n_local == 9
-    begin, end = int(graph.ptr[5]), int(graph.ptr[14])
-    assert torch.equal(edge_vectors(part), edge_vectors(graph)[begin:end])
-    assert torch.equal(atoms[part.edge_neighbor], graph.edge_neighbor[begin:end])
+def test_many_chunks_equal_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "CHUNK", 3)
+    monkeypatch.setattr(blocks, "CHUNKS", 5)
+    assert list(chunks(11)) == [(0, 3), (3, 6), (6, 9), (9, 11)]
+    assert list(chunks(40))[-1] == (32, 40)
+    graph = random_graph([5, 0, 2, 9, 1, 1, 0, 7, 3, 3, 4], n_systems=3, n_ghosts=2)
+    whole, parts = evaluate_model(MODEL, graph, atomic_virial=True), evaluate_in_blocks(call, graph, 8, atomic_virial=True)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-12, atol=1e-12)
 
 
-def test_never_more_centres_than_asked_for():
-    seen = []
+def test_a_center_of_500_edges_beside_empty_ones() -> None:
+    graph = random_graph([0, 500, 1, 0, 3])
+    whole, parts = evaluate_model(MODEL, graph), evaluate_in_blocks(call, graph, 64)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-12, atol=1e-12)
 
-    def spy(graph):
-        seen.append(graph.n_local)
-        return call(graph)
 
-    evaluate_in_blocks(spy, box(27, 7.8, 4), 10)
-    assert sum(seen) == 27
-    assert max(seen) <= 10
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 12), max_size=20), st.integers(1, 60))
+def test_star_graphs_are_valid_small_and_hold_each_edge_once(degrees: list[int], limit: int) -> None:
+    graph = random_graph(degrees)
+    part, order = by_degree(graph, 0, graph.n_local)
+    vectors = edge_vectors(part)
+    seen: list[int] = []
+    centers = 0
+    for star, edges in star_graphs(part, order, vectors, limit):
+        validate(star)
+        assert star.rank is not None
+        largest = max(star.ptr.diff().tolist(), default=0)
+        assert star.rank.tolist() == list(range(largest))
+        assert star.n_local <= 1 or star.n_local * largest <= limit
+        assert torch.equal(edge_vectors(star), vectors[edges])
+        seen += range(edges.start, edges.stop)
+        centers += star.n_local
+    assert seen == list(range(graph.n_edges))
+    assert centers == graph.n_local
+
+
+def test_centers_of_one_block_have_like_degrees() -> None:
+    assert cuts([0, 0, 0, 1, 2, 12, 24], 12) == [(0, 4), (4, 5), (5, 6)]
+    assert cuts([0], 12) == [(0, 0)]
+    assert cuts([0, 99], 12) == [(0, 1)]
+
+
+def test_each_system_keeps_its_own_parameters() -> None:
+    graph = random_graph([2, 3, 1, 2], n_systems=4).replace(
+        fparam=torch.arange(4.0, dtype=torch.float64)[:, None], aparam=torch.arange(4.0, dtype=torch.float64)[:, None]
+    )
+    part, order = by_degree(graph, 1, 4)
+    for star, _ in star_graphs(part, order, edge_vectors(part), 3):
+        assert star.fparam is not None
+        assert star.aparam is not None
+        of_centers = star.fparam[star.system[: star.n_local], 0]
+        assert torch.equal(of_centers, star.aparam[: star.n_local, 0])  # system k holds atom k

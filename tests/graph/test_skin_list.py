@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from carryall.data import AtomicData, Batch
 from carryall.errors import InputError
 from carryall.graph import SkinNeighborList, edge_vectors, graph_from_batch, validate
-from structures import CUTOFF, edge_set, structure
+from structures import CUTOFF, edge_set, fcc, structure
 
 TYPES = ["O", "H"]
 
@@ -142,6 +142,19 @@ def test_a_cell_that_appears_is_noticed() -> None:
     longer = batch.clone()
     longer.cell = batch.cell * 1.3
     assert_fresh(skin, longer)
+
+
+@pytest.mark.parametrize("cutoff", [3.6, 3.6 / 2**0.5, 3.6 * 1.5**0.5])
+def test_a_shell_of_neighbours_on_the_cutoff_is_the_same_in_both(cutoff: float) -> None:
+    positions, cell = fcc((2, 2, 2), jitter=0.0)
+    batch = Batch.from_data_list([AtomicData(positions + 0.1234567, [8] * len(positions), cell, True)])
+    fresh = graph_from_batch(batch, cutoff, TYPES)
+    inside = graph_from_batch(batch, cutoff - 1e-6, TYPES)
+    assert fresh.n_edges > inside.n_edges  # rounding decides for each edge of the shell, but once
+    kept = SkinNeighborList(cutoff, TYPES, skin=0.4).graph(batch)
+    for name in ("edge_center", "edge_neighbor", "edge_shift", "ptr"):
+        assert torch.equal(getattr(kept, name), getattr(fresh, name))
+    assert float(edge_vectors(fresh).square().sum(1).max()) <= cutoff**2
 
 
 def test_positions_that_became_nan_are_an_error_not_an_empty_list() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,11 +62,29 @@ def flat_energy(model: DPA1, graph: NeighborGraph, vectors: Tensor) -> Tensor:
         mixed = g + layer.out_proj(segment_sum(weight[:, None] * v[key_edge], query_edge, graph.n_edges))
         mean, variance = mixed.mean(1, keepdim=True), mixed.var(1, keepdim=True, unbiased=False)
         g = (mixed - mean) / (variance + config.ln_eps).sqrt() * layer.norm.w + layer.norm.b
-    outer = segment_sum(g[:, :, None] * rows[:, None, :], center, n, kept) / sum(config.sel)
-    out = torch.einsum("nia,nja->nij", outer, outer[:, : config.axis_neuron]).reshape(n, -1)
+    outer = segment_sum(g[:, :, None] * rows[:, None, :], center, n, kept)
+    out = torch.einsum("nia,nja->nij", outer, outer[:, : config.axis_neuron])
+    for degree in range(2, config.lmax + 1):
+        # the moments of a degree meet only in this sum over pairs, a Legendre polynomial of the angle between them
+        size = sw[:, 0] / (distance[:, 0] + config.env_protection) / descriptor.dstd[types[center], 0]
+        length = (distance[:, 0] / (distance[:, 0] + config.env_protection)) ** degree
+        cosine = (r[query_edge] * r[key_edge]).sum(1) / (distance[query_edge, 0] * distance[key_edge, 0])
+        kernel = (size * length)[query_edge] * (size * length)[key_edge] * legendre(degree, cosine)
+        product = g[query_edge, :, None] * g[key_edge, None, : config.axis_neuron] * kernel[:, None, None]
+        gain = descriptor.get_parameter("degree_gain_raw")[degree - 2]
+        out = out + gain**2 * segment_sum(product, center[query_edge], n)
+    out = (out / sum(config.sel) ** 2).reshape(n, -1)
     if config.concat_output_tebd:
         out = torch.cat([out, table[types[:n]]], dim=1)
-    return model.fitting(out)[:, 0] + (model.out_bias + model.bias_atom_e)[types[:n]]
+    return model.fitting.nets[0](out)[:, 0] + (model.out_bias + model.bias_atom_e)[types[:n]]
+
+
+def legendre(degree: int, x: Tensor) -> Tensor:
+    """P_l by Bonnet's recursion."""
+    before, here = torch.ones_like(x), x
+    for k in range(1, degree):
+        before, here = here, ((2 * k + 1) * x * here - k * before) / (k + 1)
+    return here
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -81,6 +101,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "protection": {"env_protection": 0.05},
     "strip": {"tebd_input_mode": "strip"},
     "strip, not smooth": {"tebd_input_mode": "strip", "smooth_type_embedding": False},
+    "degree 2": {"lmax": 2},
+    "degree 4, protection, strip": {"lmax": 4, "env_protection": 0.05, "tebd_input_mode": "strip", "attn_layer": 0},
+    "electron configurations": {"use_econf_tebd": True},
     "wide axis": {"axis_neuron": 8, "neuron": (4, 4, 8), "resnet_dt": True, "use_tebd_bias": True},
 }
 
@@ -209,34 +232,79 @@ def test_source_round_trip_is_bit_exact(name: str, dtype: torch.dtype) -> None:
 
 def damaged(name: str) -> dict[str, Any]:
     source = model_to_source(small_dpa1())
-    if name == "unknown type":
-        source["type"] = "standart"
-    elif name == "other descriptor":
-        source["descriptor"]["type"] = "se_e2_a"
-    elif name == "unsupported option":
-        source["descriptor"]["use_econf_tebd"] = True
-    elif name == "missing field":
-        del source["descriptor"]["sel"]
-    elif name == "missing layer":
-        source["fitting"]["nets"]["networks"][0]["layers"].pop()
-    elif name == "wrong shape":
-        layer = source["fitting"]["nets"]["networks"][0]["layers"][0]["@variables"]
-        layer["w"] = layer["w"][:-1]
-    elif name == "missing variable":
-        source["fitting"]["nets"]["networks"][0]["layers"][0]["@variables"]["b"] = None
-    elif name == "slots differ":
-        source["descriptor"]["@variables"]["davg"][0, 3, 0] += 1e-3
+    descriptor, fitting = source["descriptor"], source["fitting"]
+    layer = fitting["nets"]["networks"][0]["layers"][0]
+    attention = descriptor["attention_layers"]["attention_layers"]
+    damage: dict[str, Callable[[], Any]] = {
+        "unknown type": lambda: source.update(type="standart"),
+        "other descriptor": lambda: descriptor.update(type="se_e2_a"),
+        "other fitting": lambda: fitting.update(type="dos"),
+        "attention mask": lambda: descriptor.update(attn_mask=True),
+        "old spin": lambda: descriptor.update(spin={"use_spin": [True, False]}),
+        "compressed": lambda: descriptor.update(compress={"geo_compress": True}),
+        "exponential switch": lambda: descriptor["env_mat"].update(use_exp_switch=True),
+        "energy forced to zero": lambda: fitting.update(tot_ener_zero=True),
+        "shared layers": lambda: fitting.update(layer_name=["a", None, None]),
+        "bfloat16": lambda: fitting.update(precision="bfloat16"),
+        "integer weights": lambda: descriptor.update(precision="int32"),
+        "degree 5": lambda: descriptor.update(lmax=5),
+        "unknown option": lambda: descriptor.update(attn_head=2),
+        "unknown field": lambda: source.update(hessian=True),
+        "unknown class": lambda: layer.update({"@class": "Tensor"}),
+        "newer layer": lambda: layer.update({"@version": 3}),
+        "newer model": lambda: source.update({"@version": 3}),
+        "older model": lambda: source.pop("@version"),
+        "missing field": lambda: descriptor.pop("sel"),
+        "missing layer": lambda: fitting["nets"]["networks"][0]["layers"].pop(),
+        "wrong shape": lambda: layer["@variables"].update(w=layer["@variables"]["w"][:-1]),
+        "missing variable": lambda: layer["@variables"].update(b=None),
+        "missing statistics": lambda: fitting.update(numb_fparam=2),
+        "another activation": lambda: layer.update(activation_function="relu"),
+        "another residual": lambda: fitting["nets"]["networks"][0]["layers"][1].update(resnet=False),
+        "another attention": lambda: attention[1]["attention_layer"].update(dotr=False),
+        "another eps": lambda: attention[0]["attn_layer_norm"].update(eps=1e-3),
+        "fewer attention layers": lambda: attention.pop(),
+        "one net for two types": lambda: fitting.update(mixed_types=False),
+        "too many vacuum energies": lambda: fitting.update(atom_ener=[1.0, 2.0, 3.0]),
+        "other semantics": lambda: source.update(neighbor_graph_method="dense"),
+        "slots differ": lambda: operator.iadd(descriptor["@variables"]["davg"][0, 3], 1e-3),
+    }
+    damage[name]()
     return source
 
 
 DAMAGE = {
     "unknown type": "unknown model type 'standart', perhaps you meant 'standard'",
     "other descriptor": "cannot read a model of descriptor 'se_e2_a'",
-    "unsupported option": "use_econf_tebd, which carryall does not support yet",
+    "other fitting": "fitting 'dos'",
+    "attention mask": r"descriptor of the model dict: attn_mask = True is not supported \(attention without the diagonal",
+    "old spin": "spin = .* is not supported .*: only None",
+    "compressed": "compress = .* read the model as it was before 'dp compress'",
+    "exponential switch": "use_exp_switch is not supported",
+    "energy forced to zero": "fitting of the model dict: tot_ener_zero = True is not supported",
+    "shared layers": "layer_name = .* is not supported",
+    "bfloat16": "fitting.precision of the model dict: precision 'bfloat16' is not supported",
+    "integer weights": "descriptor.precision of the model dict: precision 'int32' is not a floating-point type",
+    "degree 5": "descriptor.lmax of the model dict: Input should be less than or equal to 4",
+    "unknown option": r"descriptor.attn_head of the model dict: .* \(known: activation_function, ",
+    "unknown field": "the model dict has 'hessian', which carryall does not know",
+    "unknown class": r"model.fitting.nets.networks\[0\].layers\[0\] is of class 'Tensor'",
+    "newer layer": "is a Layer of version 3, carryall reads 1 to 2",
+    "newer model": "model is a Model of version 3, carryall reads 2 to 2",
+    "older model": "model is a Model of version 1, carryall reads 2 to 2",
     "missing field": "no field 'sel'",
     "missing layer": "has 2 layers where its configuration says 3",
     "wrong shape": "layer variable 'w' has shape",
     "missing variable": "layer variable 'b' is missing",
+    "missing statistics": r"layer variable 'w' has shape \(27, 8\), expected \(29, 8\)",
+    "another activation": r"fitting.nets\[0\], layer 0: activation_function is 'relu' .* says 'tanh'",
+    "another residual": "layer 1: resnet is False",
+    "another attention": "attention layer 1: dotr is False",
+    "another eps": "attention layer 0: eps is 0.001",
+    "fewer attention layers": "has 1 attention layers, descriptor.attn_layer is 2",
+    "one net for two types": "fitting.nets holds 1 nets, expected 2: one for each type",
+    "too many vacuum energies": "atom_ener has 3 values for 2 types",
+    "other semantics": "neighbor_graph_method must be one of graph, legacy, got 'dense'",
     "slots differ": "descriptor.davg differs between neighbour slots",
 }
 
@@ -265,4 +333,4 @@ def test_the_seed_alone_decides_the_weights() -> None:
     second = DPA1(TYPES, DescriptorConfig(neuron=(4, 8), axis_neuron=2), seed=3).state_dict()
     other = DPA1(TYPES, DescriptorConfig(neuron=(4, 8), axis_neuron=2), seed=4).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert not torch.equal(first["fitting.0.w"], other["fitting.0.w"])
+    assert not torch.equal(first["fitting.nets.0.0.w"], other["fitting.nets.0.0.w"])

@@ -366,7 +366,7 @@ def test_the_seed_decides_everything(data: Path, tmp_path: Path) -> None:
     train(config(data, tmp_path / "c", n_steps=3, seed=1))
     a, b, c = (state_of(tmp_path / name / "checkpoint.pt") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
-    assert not torch.equal(a["fitting.0.w"], c["fitting.0.w"])
+    assert not torch.equal(a["fitting.nets.0.0.w"], c["fitting.nets.0.0.w"])
 
 
 def test_a_changed_configuration_is_refused(data: Path, tmp_path: Path) -> None:

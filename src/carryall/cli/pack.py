@@ -26,6 +26,8 @@ class PackConfig:
     """Weights inside the program; inputs and outputs are float64 either way."""
     device: str = "cpu"
     """Where the program will run."""
+    neighbor_graph_method: Literal["graph", "legacy"] | None = None
+    """Every neighbour and no padding, or DeePMD's padded neighbour lists; left out: the model's own."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -40,7 +42,14 @@ def run(argv: Sequence[str]) -> int:
 
     show_settings(vars(config))
     with console().status("tracing, compiling and checking against the model"):
-        path = pack(config.model, config.path, dtype=config.dtype, device=config.device)
+        path = pack(
+            config.model,
+            config.path,
+            dtype=config.dtype,
+            device=config.device,
+            neighbor_graph_method=config.neighbor_graph_method,
+            notify=console().print,
+        )
     facts = inspect(path)
     metadata = facts["metadata"]
     console().print(

@@ -1,8 +1,8 @@
 """DeePMD npy folders: a system is type.raw, type_map.raw, an optional empty nopbc, and set.NNN/*.npy.
 
 Arrays have one row a frame: coord (3 n_atoms), box (9), energy, force (3 n_atoms), virial (9, eV, = -volume * stress), and in
-the mixed-type form real_atom_types (n_atoms), where -1 is a virtual atom. aparam, atom_ener and fparam are kept as extras;
-other arrays are left aside.
+the mixed-type form real_atom_types (n_atoms), where -1 is a virtual atom. aparam, atom_ener and fparam are kept as extras (the
+first and the last are written, too); other arrays are left aside.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from carryall.data.atomic_data import AtomicData, formula
 from carryall.data.elements import atomic_number, symbol_of
+from carryall.data.extra_inputs import structure_inputs
 from carryall.errors import InputError
 
 _PER_ATOM = ("aparam", "atom_ener")
@@ -40,15 +41,17 @@ def write_deepmd(
     """Write structures as a new system folder, or one folder for each kind of structure (`000.O64H128`, ...) when they differ.
 
     Structures of one folder share atoms in the same order (with `mixed_type` only their number), periodicity and the labels
-    they have. The format holds positions, energy, forces and, of periodic structures, cell and stress (as virial); nothing else
-    is written.
+    they have. The format holds positions, energy, forces, fparam, aparam and, of periodic structures, cell and stress (as
+    virial); nothing else is written.
     """
     path = Path(path)
     groups: dict[tuple[object, ...], list[AtomicData]] = {}
     for number, data in enumerate(structures):
         _check_writable(number, data)
         atoms = (data.n_atoms,) if mixed_type else tuple(data.atomic_numbers.tolist())
-        labels = tuple(value is not None for value in (data.energy, data.forces, data.stress if data.pbc.any() else None))
+        labels: tuple[object, ...] = (data.energy is not None, data.forces is not None)
+        labels += (data.stress is not None and bool(data.pbc.any()),)
+        labels += tuple((name, len(row)) for name, row in _extra_arrays(data).items())
         groups.setdefault((atoms, bool(data.pbc.any()), labels), []).append(data)
     numbers = sorted({number for data in structures for number in data.atomic_numbers.tolist()})
     for count, members in enumerate(groups.values()):
@@ -185,7 +188,14 @@ def _arrays(part: list[AtomicData]) -> dict[str, np.ndarray]:
         arrays["force"] = np.stack([_array(data.forces).reshape(-1) for data in part])
     if first.stress is not None and first.pbc.any():
         arrays["virial"] = np.stack([-data.volume * _array(data.stress).reshape(9) for data in part])
+    for name in _extra_arrays(first):
+        arrays[name] = np.stack([_extra_arrays(data)[name] for data in part])
     return arrays
+
+
+def _extra_arrays(data: AtomicData) -> dict[str, np.ndarray]:
+    """fparam and aparam, one row each, as far as the structure has them."""
+    return {name: _array(value).reshape(-1) for name, value in structure_inputs(data).items()}
 
 
 def _array(value: Tensor | None) -> np.ndarray:

@@ -3,7 +3,8 @@
 Columns of `Properties` that have a field of their own: species or Z, pos, forces (by label key), momenta (velocities times
 mass, as ASE writes them), masses, charges or initial_charges, magmoms or initial_magmoms (spins). Other numeric columns become
 `atom_extras`; text columns become arrays of strings in `info`, and are columns again when written. `move_mask` is kept as
-`atom_extras["move_mask"]`, (n_atoms, 3) bool, true where an atom may move.
+`atom_extras["move_mask"]`, (n_atoms, 3) bool, true where an atom may move. fparam of the comment line becomes
+`system_extras["fparam"]`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from carryall.data.atomic_data import AtomicData
 from carryall.data.elements import MASSES, N_ELEMENTS, atomic_number
+from carryall.data.extra_inputs import take_fparam
 from carryall.data.extxyz_comment import RESERVED, format_comment, parse_comment
 from carryall.data.fields import FIELDS
 from carryall.data.labels import LabelKeys, take_labels
@@ -202,7 +204,8 @@ def _structure(
     # A column named like a field of its own, say a second set of forces, is kept under another name.
     extras = {f"{name}_column" if name in FIELDS else name: column for name, column in columns.items()}
     text = {f"{name}_column" if name in info else name: column for name, column in text.items()}
-    return AtomicData(**values, info={**info, **text}, atom_extras=extras)
+    system_extras = take_fparam(info)
+    return AtomicData(**values, info={**info, **text}, atom_extras=extras, system_extras=system_extras)
 
 
 def _numbers(columns: dict[str, np.ndarray], text: dict[str, np.ndarray]) -> np.ndarray:

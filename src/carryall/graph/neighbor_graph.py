@@ -21,6 +21,10 @@ from torch import Tensor
 
 from carryall.errors import InputError
 
+COINCIDENT = 1e-6  # Å: closer atoms have no direction between them
+EDGES_AT_ONCE = 1 << 20  # of a pass over all edges that keeps only one number of each
+EXTRA_INPUTS = ("fparam", "aparam")
+
 
 @dataclass(frozen=True, eq=False)
 class NeighborGraph:
@@ -96,10 +100,29 @@ class NeighborGraph:
 
 def edge_vectors(graph: NeighborGraph) -> Tensor:
     """(n_edges, 3) from centre to neighbour, Å, in the dtype of the positions; differentiable in positions and cell."""
-    shift = graph.edge_shift.to(graph.positions.dtype)
-    cell = graph.cell.index_select(0, graph.system.index_select(0, graph.edge_center))
-    delta = graph.positions.index_select(0, graph.edge_neighbor) - graph.positions.index_select(0, graph.edge_center)
-    return delta + torch.einsum("ei,eij->ej", shift, cell)
+    shift = rows_times(graph.edge_shift, graph.cell, graph.system.index_select(0, graph.edge_center))
+    image = graph.positions.index_select(0, graph.edge_neighbor) + shift
+    return image - graph.positions.index_select(0, graph.edge_center)
+
+
+def rows_times(rows: Tensor, cell: Tensor, system: Tensor) -> Tensor:
+    """(n, 3) products of `rows` (n, 3) with the cells (n_systems, 3, 3) of their `system` (n,), in the cells' dtype.
+
+    Term by term: BLAS fuses multiplication and addition on some processors only, and last bits would depend on it.
+    """
+    terms = [rows[:, k, None].to(cell.dtype) * cell[:, k].index_select(0, system) for k in range(3)]
+    return (terms[0] + terms[1]) + terms[2]
+
+
+def squared_lengths(graph: NeighborGraph) -> Tensor:
+    """(n_edges,) float64, Å^2, without gradient: what every cutoff is compared with; in little memory beyond the result."""
+    wide = graph.replace(positions=graph.positions.detach().double(), cell=graph.cell.detach().double())
+    out = wide.positions.new_empty(graph.n_edges)
+    for begin in range(0, graph.n_edges, EDGES_AT_ONCE):
+        rows = slice(begin, begin + EDGES_AT_ONCE)
+        part = {name: getattr(graph, name)[rows] for name in ("edge_center", "edge_neighbor", "edge_shift")}
+        out[rows] = edge_vectors(wide.replace(**part)).square().sum(1)
+    return out
 
 
 def local_types(graph: NeighborGraph) -> Tensor:
@@ -139,7 +162,7 @@ def pointer(edge_center: Tensor, n_local: int) -> Tensor:
 
 
 def select_edges(graph: NeighborGraph, keep: Tensor) -> NeighborGraph:
-    """The graph with only the edges where `keep` (n_edges,) bool is true; order is kept."""
+    """The graph with only the edges where `keep` (n_edges,) bool is true; order and all that belongs to atoms are kept."""
     index = keep.nonzero().squeeze(1)
     center = graph.edge_center.index_select(0, index)
     return graph.replace(
@@ -153,7 +176,10 @@ def select_edges(graph: NeighborGraph, keep: Tensor) -> NeighborGraph:
 
 
 def concatenate(graphs: Sequence[NeighborGraph]) -> NeighborGraph:
-    """One graph of many; systems keep their order. Graphs with ghosts do not concatenate (owned atoms must come first)."""
+    """One graph of many; systems keep their order. Graphs with ghosts do not concatenate (owned atoms must come first).
+
+    `fparam` and `aparam` belong to all graphs or to none.
+    """
     if not graphs:
         raise InputError("cannot concatenate an empty list of graphs: give at least one")
     for index, graph in enumerate(graphs):
@@ -174,46 +200,158 @@ def concatenate(graphs: Sequence[NeighborGraph]) -> NeighborGraph:
         edge_shift=torch.cat([g.edge_shift for g in graphs]),
         edge_mask=torch.cat([g.edge_mask for g in graphs]),
         ptr=torch.cat([graphs[0].ptr[:1]] + [g.ptr[1:] + offset for g, offset in zip(graphs, edges, strict=False)]),
+        **{name: _joined(graphs, name) for name in EXTRA_INPUTS},
     )
 
 
-def validate(graph: NeighborGraph) -> NeighborGraph:
-    """Check a graph that comes from outside once, at the border; the error names the first bad edge. Returns the graph."""
-    n_atoms, n_local, n_edges = graph.n_atoms, graph.n_local, graph.n_edges
-    expected = {
-        "positions": (n_atoms, 3),
-        "atom_types": (n_atoms,),
-        "system": (n_atoms,),
-        "cell": (graph.n_systems, 3, 3),
-        "edge_center": (n_edges,),
-        "edge_neighbor": (n_edges,),
-        "edge_shift": (n_edges, 3),
-        "edge_mask": (n_edges,),
-    }
-    for name, shape in expected.items():
-        found = tuple(getattr(graph, name).shape)
-        if found != shape:
-            raise InputError(f"graph.{name} has shape {found}, expected {shape}")
-    if n_local > n_atoms:
-        raise InputError(f"graph.ptr is for {n_local} centres but there are only {n_atoms} atoms")
-    _check_range("edge_center", graph.edge_center, n_local)
-    _check_range("edge_neighbor", graph.edge_neighbor, n_atoms)
-    _check_range("system", graph.system, graph.n_systems)
-    negative = (graph.atom_types < 0).nonzero()
-    if len(negative):
-        raise InputError(f"graph.atom_types[{int(negative[0])}] is negative: expected an index into the type map")
+def _joined(graphs: Sequence[NeighborGraph], name: str) -> Tensor | None:
+    values = [getattr(graph, name) for graph in graphs]
+    widths = [None if value is None else value.shape[1] for value in values]
+    if any(width != widths[0] for width in widths):
+        odd = next(index for index, width in enumerate(widths) if width != widths[0])
+        found = ["no " + name if w is None else f"{name} of width {w}" for w in (widths[odd], widths[0])]
+        raise InputError(f"graph {odd} has {found[0]} but graph 0 has {found[1]}: give the same to all graphs, or none to any")
+    return None if values[0] is None else torch.cat(values)
+
+
+def check_layout(graph: NeighborGraph) -> None:
+    """InputError unless edges are sorted by centre, each below n_local, and `ptr` (and `local`, `rank`) belong to them."""
+    n_local = graph.ptr.shape[0] - 1
+    _check_range(graph, "edge_center", graph.edge_center, n_local)
     descending = (graph.edge_center[1:] < graph.edge_center[:-1]).nonzero()
     if len(descending):
+        edge = int(descending[0]) + 1
         raise InputError(
-            f"edges must be sorted by centre: edge {int(descending[0]) + 1} has a smaller centre than the edge before it"
+            f"edges must be sorted by centre: edge {edge} has a smaller centre than the edge before it "
+            f"({int(graph.edge_center[edge])} after {int(graph.edge_center[edge - 1])})"
         )
-    if not torch.equal(graph.ptr, pointer(graph.edge_center, n_local)):
-        raise InputError("graph.ptr does not match edge_center: make it with carryall.graph.pointer(edge_center, n_local)")
-    return graph
+    expected = pointer(graph.edge_center, n_local)
+    wrong = (graph.ptr != expected).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"graph.ptr does not match edge_center: ptr[{row}] is {int(graph.ptr[row])}, expected {int(expected[row])}; "
+            "make it with carryall.graph.pointer(edge_center, n_local)"
+        )
+    for name, axis, least in (("local", graph.local, n_local), ("rank", graph.rank, max_degree(graph))):
+        if axis is None:
+            continue
+        if not torch.equal(axis, torch.arange(len(axis), device=axis.device)):
+            raise InputError(f"graph.{name} must be 0, 1, 2, ...: it carries a size as its shape")
+        if len(axis) < least or (name == "local" and len(axis) > least):
+            raise InputError(f"graph.{name} has {len(axis)} entries, but ptr makes it {least}")
 
 
-def _check_range(name: str, values: Tensor, bound: int) -> None:
+def _check_range(graph: NeighborGraph, name: str, values: Tensor, bound: int) -> None:
     bad = ((values < 0) | (values >= bound)).nonzero()
     if len(bad):
         first = int(bad[0])
-        raise InputError(f"graph.{name}[{first}] is {int(values[first])}, expected 0 to {bound - 1}")
+        edge = f" (it belongs to {edge_name(graph, first)})" if name.startswith("edge_") else ""
+        raise InputError(f"graph.{name}[{first}] is {int(values[first])}, expected 0 to {bound - 1}{edge}")
+
+
+def edge_name(graph: NeighborGraph, edge: int) -> str:
+    """How an error names an edge."""
+    center, neighbor, shift = int(graph.edge_center[edge]), int(graph.edge_neighbor[edge]), graph.edge_shift[edge].tolist()
+    return f"edge {edge}: centre {center}, neighbour {neighbor}, shift {shift}"
+
+
+_FIELDS: dict[str, tuple[torch.dtype | None, tuple[str | int, ...]]] = {
+    "positions": (None, ("n_atoms", 3)),
+    "cell": (None, ("n_systems", 3, 3)),
+    "atom_types": (torch.int64, ("n_atoms",)),
+    "system": (torch.int64, ("n_atoms",)),
+    "edge_center": (torch.int64, ("n_edges",)),
+    "edge_neighbor": (torch.int64, ("n_edges",)),
+    "edge_shift": (torch.int32, ("n_edges", 3)),
+    "edge_mask": (torch.bool, ("n_edges",)),
+    "ptr": (torch.int64, ("n_local + 1",)),
+    "local": (torch.int64, ("n_local",)),
+    "rank": (torch.int64, ("max_degree",)),
+    "ghost_owner": (torch.int64, ("n_ghost",)),
+    "fparam": (None, ("n_systems", "numb_fparam")),
+    "aparam": (None, ("n_atoms", "numb_aparam")),
+}
+"""Type (None: any floating-point one) and shape of each field; the first to have a size defines it."""
+
+
+def validate(graph: NeighborGraph, name_edge: Callable[[int], str] | None = None) -> NeighborGraph:
+    """Check a graph that comes from outside once, at the border. Returns the graph.
+
+    InputError names the first thing that is wrong: an edge by its index, centre, neighbour and shift, or by `name_edge`
+    where the caller has other names for edges. Masked edges must point at atoms that exist and may be anything else; the
+    same edge may be there twice.
+    """
+    _check_fields(graph)
+    if graph.ptr.shape[0] - 1 > graph.n_atoms:
+        raise InputError(f"graph.ptr is for {graph.ptr.shape[0] - 1} centres but there are only {graph.n_atoms} atoms")
+    check_layout(graph)
+    _check_atoms(graph)
+    _check_range(graph, "edge_neighbor", graph.edge_neighbor, graph.n_atoms)
+    _check_edges(graph, name_edge or (lambda edge: edge_name(graph, edge)))
+    return graph
+
+
+def _check_fields(graph: NeighborGraph) -> None:
+    sizes: dict[str | int, int] = {3: 3}
+    for name, (dtype, shape) in _FIELDS.items():
+        value = getattr(graph, name)
+        if value is None:
+            continue
+        found = tuple(value.shape)
+        known = {size: sizes[size] for size in shape if isinstance(size, str) and size in sizes}
+        for size, length in zip(shape, found, strict=False):
+            sizes.setdefault(size, length)
+        if len(found) != len(shape) or any(sizes[size] != length for size, length in zip(shape, found, strict=True)):
+            where = f" with {', '.join(f'{key} = {size}' for key, size in known.items())}" if known else ""
+            raise InputError(f"graph.{name} has shape {found}, expected ({', '.join(map(str, shape))}){where}")
+        if value.dtype != dtype if dtype is not None else not value.is_floating_point():
+            raise InputError(f"graph.{name} has dtype {value.dtype}, expected {dtype or 'a floating-point one'}")
+        if value.device != graph.device:
+            raise InputError(f"graph.{name} is on {value.device} but graph.positions on {graph.device}: use graph.to")
+    if not len(graph.ptr):
+        raise InputError("graph.ptr is empty: it has one entry more than there are centres, 0 first")
+    if graph.cell.dtype != graph.positions.dtype:
+        raise InputError(f"graph.cell has dtype {graph.cell.dtype} but graph.positions {graph.positions.dtype}: give both one")
+
+
+def _check_atoms(graph: NeighborGraph) -> None:
+    _check_range(graph, "system", graph.system, graph.n_systems)
+    negative = (graph.atom_types < 0).nonzero()
+    if len(negative):
+        raise InputError(f"graph.atom_types[{int(negative[0])}] is negative: expected an index into the type map")
+    for name in ("positions", "cell", *EXTRA_INPUTS):
+        value = getattr(graph, name)
+        if value is not None and not bool(torch.isfinite(value).all()):
+            row = int((~torch.isfinite(value)).nonzero()[0, 0])
+            raise InputError(f"graph.{name}[{row}] is {value[row].tolist()}: expected finite numbers")
+    owner, n_local = graph.ghost_owner, graph.n_local
+    if owner is None:
+        return
+    if len(owner) != graph.n_atoms - n_local:
+        raise InputError(f"graph.ghost_owner has {len(owner)} entries but there are {graph.n_atoms - n_local} ghosts")
+    _check_range(graph, "ghost_owner", owner, n_local)
+    for name, values in (("atom_types", graph.atom_types), ("system", graph.system)):
+        other = (values[n_local:] != values.index_select(0, owner)).nonzero()
+        if len(other):
+            ghost = int(other[0])
+            raise InputError(
+                f"ghost {ghost} (atom {n_local + ghost}) has not the {name} of its owner, atom {int(owner[ghost])}"
+            )
+
+
+def _check_edges(graph: NeighborGraph, name_edge: Callable[[int], str]) -> None:
+    center, neighbor = graph.edge_center, graph.edge_neighbor
+
+    def refuse(bad: Tensor, message: str) -> None:
+        found = (bad & graph.edge_mask).nonzero()
+        if len(found):
+            raise InputError(f"{name_edge(int(found[0]))}: {message}")
+
+    system = graph.system.index_select(0, center)
+    refuse(system != graph.system.index_select(0, neighbor), "its two atoms belong to different systems: drop or mask the edge")
+    missing = (graph.cell == 0).all(2).index_select(0, system)
+    refuse((missing & (graph.edge_shift != 0)).any(1), "its shift goes along a cell vector that is zero: give the cell")
+    to_itself = (center == neighbor) & (graph.edge_shift == 0).all(1)
+    refuse(to_itself, "an atom is not its own neighbour: drop or mask the edge")
+    refuse(squared_lengths(graph) < COINCIDENT**2, "its two atoms coincide: move one or mask the edge")

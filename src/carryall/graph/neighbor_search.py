@@ -1,4 +1,7 @@
-"""From structures to graphs: neighbour search by vesin, one system after the other, and lists that live for many steps."""
+"""From structures to graphs: every neighbour within a cutoff, and lists that live for many steps.
+
+The search is vesin's, one system after the other; on a GPU nvalchemi-toolkit-ops does all systems at once where installed.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from carryall.data.atomic_data import AtomicData
 from carryall.data.batch import Batch
 from carryall.data.elements import atomic_number
 from carryall.errors import InputError, nearest
-from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors, pointer, select_edges
+from carryall.graph import nvalchemi
+from carryall.graph.neighbor_graph import COINCIDENT, NeighborGraph, pointer, rows_times, select_edges, squared_lengths
+from carryall.graph.ordering import edge_order
 
-COINCIDENT = 1e-6  # Å: closer atoms have no direction between them
+WIDER = 1 + 1e-8  # searches go this much beyond the cutoff, so that one comparison decides what is inside it
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -25,20 +30,31 @@ def neighbor_edges(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cut
     positions (n, 3) and cell (3, 3, rows are vectors) in Å, pbc (3,) bool. Atoms may lie outside the cell. Raises InputError
     for positions that are not finite, a cell without volume along a periodic axis, and coincident atoms.
     """
-    if not np.isfinite(positions).all():
-        atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
-        raise InputError(f"position of atom {atom} is {positions[atom].tolist()}: expected finite numbers")
+    check_finite(positions)
     box = complete_cell(cell, pbc)
     search = VesinNeighborList(cutoff=cutoff, full_list=True)
-    center, neighbor, shift, distance = search.compute(
-        np.ascontiguousarray(positions, dtype=np.float64), box, pbc.tolist(), quantities="ijSd"
+    pairs, shift, distance = search.compute(
+        np.ascontiguousarray(positions, dtype=np.float64), box, pbc.tolist(), quantities="PSd", copy=False
     )
     if len(distance) and distance.min() < COINCIDENT:
         worst = int(distance.argmin())
-        pair = f"atoms {int(center[worst])} and {int(neighbor[worst])}"
-        raise InputError(f"{pair} coincide (distance {distance[worst]:.1e} Å): remove one or move it")
-    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], neighbor, center))
-    return center[order].astype(np.int64), neighbor[order].astype(np.int64), shift[order].astype(np.int32)
+        raise coincident(int(pairs[worst, 0]), int(pairs[worst, 1]), distance[worst])
+    pairs = pairs.astype(np.int64)  # vesin's own arrays end with the search
+    center, neighbor = torch.from_numpy(pairs[:, 0]), torch.from_numpy(pairs[:, 1])
+    order = edge_order(center, neighbor, torch.from_numpy(shift), len(positions)).numpy()
+    return pairs[order, 0], pairs[order, 1], np.asarray(shift, dtype=np.int32)[order]
+
+
+def check_finite(positions: np.ndarray) -> None:
+    """InputError that names the first of `positions` (n, 3) that is not finite."""
+    if not np.isfinite(positions).all():
+        atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+        raise InputError(f"position of atom {atom} is {positions[atom].tolist()}: expected finite numbers")
+
+
+def coincident(center: int, neighbor: int, distance: float) -> InputError:
+    """The error for two atoms of one system that have no direction between them."""
+    return InputError(f"atoms {center} and {neighbor} coincide (distance {distance:.1e} Å): remove one or move it")
 
 
 def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
@@ -89,35 +105,75 @@ def build_graph(
 ) -> NeighborGraph:
     """Graph of a batch: positions (n_atoms, 3), atom_types and system (n_atoms,), cell (n_systems, 3, 3), pbc (n_systems, 3).
 
-    Systems are contiguous and in order. Errors name the system.
+    Systems are contiguous and in order. Every neighbour at most `cutoff` (Å) away is there, in the order of centre,
+    neighbour, shift. Errors name the system.
     """
+    on_gpu = positions.device.type == "cuda" and nvalchemi.is_installed()
+    search = _search_on_gpu if on_gpu else _search_each
+    center, neighbor, shift = search(positions.detach(), system, cell.detach(), pbc, cutoff * WIDER)
+    graph = NeighborGraph(
+        positions=positions,
+        atom_types=atom_types,
+        system=system,
+        cell=cell,
+        edge_center=center,
+        edge_neighbor=neighbor,
+        edge_shift=shift,
+        edge_mask=torch.ones(len(center), dtype=torch.bool, device=positions.device),
+        ptr=pointer(center, len(positions)),
+    )
+    squared = squared_lengths(graph)
+    _refuse_coincident(graph, squared)
+    inside = squared <= cutoff**2
+    return graph if bool(inside.all()) else select_edges(graph, inside)
+
+
+def _search_each(positions: Tensor, system: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
     counts = torch.bincount(system, minlength=len(cell)).tolist()
-    xyz, boxes, periodic = positions.detach().cpu().double().numpy(), cell.detach().cpu().double().numpy(), pbc.cpu().numpy()
+    xyz, boxes, periodic = positions.cpu().double().numpy(), cell.cpu().double().numpy(), pbc.cpu().numpy()
     none = np.zeros(0, dtype=np.int64)
     parts: list[Edges] = [(none, none, np.zeros((0, 3), dtype=np.int32))]  # a batch may hold no system at all
     start = 0
     for index, count in enumerate(counts):
         try:
-            center, neighbor, shift = neighbor_edges(xyz[start : start + count], boxes[index], periodic[index], cutoff)
+            found = neighbor_edges(xyz[start : start + count], boxes[index], periodic[index], cutoff)
         except InputError as error:
             raise InputError(f"system {index}: {error}") from None
-        parts.append((center + start, neighbor + start, shift))
+        parts.append((found[0] + start, found[1] + start, found[2]))
         start += count
-    device = positions.device
-    edge_center, edge_neighbor, edge_shift = (
-        torch.from_numpy(np.concatenate([part[k] for part in parts])).to(device) for k in range(3)
-    )
-    return NeighborGraph(
-        positions=positions,
-        atom_types=atom_types,
-        system=system,
-        cell=cell,
-        edge_center=edge_center,
-        edge_neighbor=edge_neighbor,
-        edge_shift=edge_shift,
-        edge_mask=torch.ones(len(edge_center), dtype=torch.bool, device=device),
-        ptr=pointer(edge_center, len(positions)),
-    )
+    # one system needs no copy
+    joined = parts[1] if len(parts) == 2 else tuple(np.concatenate([part[k] for part in parts]) for k in range(3))
+    center, neighbor, shift = (torch.from_numpy(one).to(positions.device) for one in joined)
+    return center, neighbor, shift
+
+
+def _search_on_gpu(
+    positions: Tensor, system: Tensor, cell: Tensor, pbc: Tensor, cutoff: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    bad = (~torch.isfinite(positions)).any(1).nonzero()
+    index = int(system[bad[0]]) if len(bad) else 0
+    boxes, periodic = cell.cpu().double().numpy(), pbc.cpu().numpy()
+    complete = np.zeros((len(boxes), 3, 3))
+    try:
+        if len(bad):
+            check_finite(positions[system == index].cpu().numpy())
+        for index in range(len(boxes)):
+            complete[index] = complete_cell(boxes[index], periodic[index])
+    except InputError as error:
+        raise InputError(f"system {index}: {error}") from None
+    box = torch.from_numpy(complete).to(positions.device)
+    center, neighbor, shift = nvalchemi.neighbor_edges(positions.double(), system, box, pbc, cutoff)
+    order = edge_order(center, neighbor, shift, len(positions))
+    return center[order], neighbor[order], shift[order]
+
+
+def _refuse_coincident(graph: NeighborGraph, squared: Tensor) -> None:
+    if graph.n_edges and float(squared.min()) < COINCIDENT**2:
+        worst = int(squared.argmin())
+        center, neighbor = int(graph.edge_center[worst]), int(graph.edge_neighbor[worst])
+        index = int(graph.system[center])
+        start = int((graph.system < index).sum())
+        raise InputError(f"system {index}: {coincident(center - start, neighbor - start, float(squared[worst]) ** 0.5)}")
 
 
 def graph_from_batch(batch: Batch, cutoff: float, type_map: Sequence[str]) -> NeighborGraph:
@@ -127,13 +183,30 @@ def graph_from_batch(batch: Batch, cutoff: float, type_map: Sequence[str]) -> Ne
     )
 
 
-def graph_from_structures(structures: Sequence[AtomicData], cutoff: float, type_map: Sequence[str]) -> NeighborGraph:
-    """Graph of a list of structures in one batch."""
+def graph_from_structures(
+    structures: Sequence[AtomicData], cutoff: float, type_map: Sequence[str], *, wrap: bool = False
+) -> NeighborGraph:
+    """Graph of a list of structures in one batch; with `wrap`, positions of the graph lie inside the cells (`wrap_positions`)."""
     if not structures:
         raise InputError("no structures: give at least one")
     pick = ("positions", "atomic_numbers", "cell", "pbc")
     bare = [AtomicData(**{name: getattr(one, name) for name in pick}) for one in structures]
-    return graph_from_batch(Batch.from_data_list(bare), cutoff, type_map)
+    batch = Batch.from_data_list(bare)
+    if wrap:
+        batch.positions = wrap_positions(batch.positions, batch.system, batch.cell, batch.pbc)
+    return graph_from_batch(batch, cutoff, type_map)
+
+
+def wrap_positions(positions: Tensor, system: Tensor, cell: Tensor, pbc: Tensor) -> Tensor:
+    """Positions (n_atoms, 3) inside the cells of those systems that are periodic along all axes; others as they are.
+
+    As DeePMD does first of all, so that edge vectors are its to the last bit.
+    """
+    wrappable = pbc.all(1) & (cell.det().abs() > 0)
+    box = torch.where(wrappable[:, None, None], cell, torch.eye(3, dtype=cell.dtype, device=cell.device))
+    fractional = rows_times(positions, torch.linalg.inv(box), system)
+    inside = rows_times(torch.remainder(fractional, 1.0), box, system)
+    return torch.where(wrappable.index_select(0, system)[:, None], inside, positions)
 
 
 class SkinNeighborList:
@@ -158,8 +231,7 @@ class SkinNeighborList:
             self._search(batch)
         assert self._wide is not None
         wide = self._wide.replace(positions=batch.positions.detach().clone(), cell=batch.cell.detach().clone())
-        squared = edge_vectors(wide).square().sum(1)
-        return select_edges(wide, squared <= self.cutoff**2)
+        return select_edges(wide, squared_lengths(wide) <= self.cutoff**2)
 
     def _search(self, batch: Batch) -> None:
         self._wide = graph_from_batch(batch, self.cutoff + self.skin, self.type_map)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from carryall.errors import InputError
+from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph
 
 DTYPES = ("float32", "float64")
@@ -27,12 +28,16 @@ class PotentialSpec:
     """Whether features of ghosts must be exchanged between ranks."""
     dtype: str = "float64"
     """Floating-point type inside the model; inputs and outputs are float64."""
-    block_size: int | None = None
-    """Centres that a CPU evaluates together, so that intermediate results stay in cache; None: all at once."""
+    block_edges: int | None = None
+    """Edge slots that a CPU evaluates together, so that intermediate results stay in cache; None: all at once."""
     length_unit: str = "angstrom"
     energy_unit: str = "eV"
-    extra_inputs: tuple[str, ...] = ()
-    """Names of inputs beyond the graph (none yet)."""
+    dim_fparam: int = 0
+    """Parameters of a whole system that it takes, `graph.fparam`."""
+    default_fparam: tuple[float, ...] | None = None
+    """What `graph.fparam` is where a graph has none; None: it has to have them."""
+    dim_aparam: int = 0
+    """Parameters of each atom that it takes, `graph.aparam`."""
 
     def __post_init__(self) -> None:
         if not self.cutoff > 0:
@@ -41,6 +46,11 @@ class PotentialSpec:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if len(set(self.type_map)) != len(self.type_map) or not self.type_map:
             raise InputError(f"type_map must name each element once, got {self.type_map}")
+
+    @property
+    def extra_inputs(self) -> tuple[str, ...]:
+        """Names of what it takes beyond geometry and types."""
+        return tuple(name for name, width in (("fparam", self.dim_fparam), ("aparam", self.dim_aparam)) if width)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
@@ -54,12 +64,24 @@ class PotentialSpec:
         return cls(**kept)
 
 
+def with_defaults(graph: NeighborGraph, spec: PotentialSpec) -> NeighborGraph:
+    """The graph with the parameters that the potential takes; InputError names what is missing or of another width."""
+    if spec.dim_fparam and graph.fparam is None and spec.default_fparam is not None:
+        graph = graph.replace(fparam=graph.positions.new_tensor(spec.default_fparam).expand(graph.n_systems, -1))
+    for name, width, owner in (("fparam", spec.dim_fparam, "structure"), ("aparam", spec.dim_aparam, "atom")):
+        values = getattr(graph, name)
+        if width and (values is None or values.shape[1] != width):
+            found = "none" if values is None else f"{values.shape[1]}"
+            raise InputError(f"this potential needs {name}, {width} number(s) for each {owner}, got {found}: see docs/data.md")
+    return graph
+
+
 class Potential(Protocol):
     """A call on a graph.
 
     The result holds `energy` (n_systems,), `atomic_energy` (n_local,), `forces` (n_atoms, 3), `virial` (n_systems, 3, 3) and,
     on request, `atomic_virial` (n_atoms, 3, 3), all float64, in eV and Å. virial is -dE/dstrain (= -volume * stress, ASE's
-    stress); atomic_virial gives an edge's whole term to its neighbour, as DeePMD does, and sums to the virial.
+    stress); atomic_virial sums to it: an edge's whole term goes to its neighbour, as DeePMD does, or ("half") half to each end.
     """
 
     @property
@@ -67,6 +89,6 @@ class Potential(Protocol):
         """Facts about the potential."""
         ...
 
-    def __call__(self, graph: NeighborGraph, *, atomic_virial: bool = False) -> dict[str, Tensor]:
+    def __call__(self, graph: NeighborGraph, *, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
         """Evaluate the graph; nothing of the input is changed."""
         ...

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from carryall.graph.blocks import evaluate_in_blocks
-from carryall.graph.neighbor_graph import NeighborGraph
+from carryall.graph.edge_terms import AtomicVirial
+from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors
 from carryall.graph.potential import PotentialSpec
-from carryall.models.derivatives import EnergyModel, evaluate_model
+from carryall.models.derivatives import EnergyModel, energy_and_gradient, evaluate_model
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,17 @@ class EagerPotential:
         """Facts about the model."""
         return self.model.spec
 
-    def __call__(self, graph: NeighborGraph, *, atomic_virial: bool = False) -> dict[str, Tensor]:
+    def __call__(self, graph: NeighborGraph, *, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
         """Evaluate the graph."""
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made under the caller's inference_mode cannot take part in a gradient, its copy can
             own = graph.map(torch.clone) if graph.positions.is_inference() else graph
-            out = evaluate_in_blocks(
-                lambda part: evaluate_model(self.model, part, atomic_virial=atomic_virial),
-                own.to(self.device, torch.float64),
-                self.spec.block_size,
-            )
+            own = own.to(self.device, torch.float64)
+            if self.spec.block_edges is None:
+                out = evaluate_model(self.model, own, atomic_virial=atomic_virial)
+            else:
+                out = evaluate_in_blocks(self._edge_call, own, self.spec.block_edges, atomic_virial=atomic_virial)
         return {key: value.to(graph.device) for key, value in out.items()}
+
+    def _edge_call(self, part: NeighborGraph) -> tuple[Tensor, Tensor]:
+        return energy_and_gradient(self.model, part, edge_vectors(part))

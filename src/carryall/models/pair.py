@@ -58,7 +58,7 @@ class LennardJones(nn.Module):
     @property
     def spec(self) -> PotentialSpec:
         """Facts about the model."""
-        return PotentialSpec(cutoff=self.cutoff, type_map=self.type_map)
+        return PotentialSpec(cutoff=self.cutoff, type_map=self.type_map, block_edges=1 << 18)
 
     def forward(self, graph: NeighborGraph, edge_vec: Tensor) -> Tensor:
         """(n_local,) energies, eV."""

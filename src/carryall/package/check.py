@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from carryall.errors import CarryallError
+from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph, concatenate
 from carryall.graph.neighbor_search import build_graph
 from carryall.graph.potential import Potential, PotentialSpec
 from carryall.models.eager import EagerPotential
+from carryall.package.load import PackedPotential
 
 TOLERANCE = {"float64": 1e-10, "float32": 2e-4}
 
@@ -18,15 +22,31 @@ class PackError(CarryallError):
     """The packed program does not reproduce the model; nothing was written."""
 
 
-def check_against_eager(packed: Potential, model: nn.Module) -> float:
-    """The largest relative deviation over a set of graphs; PackError when it is beyond the tolerance of the dtype."""
-    worst, where = deviation(packed, EagerPotential(model), check_graphs(packed.spec))  # type: ignore[arg-type]
+def check_against_eager(packed: PackedPotential, model: nn.Module) -> float:
+    """The largest relative deviation over a set of graphs; PackError when it is beyond the tolerance of the dtype.
+
+    The program is called as engines call it, and for whole graphs at once, where its own sums over edges count.
+    """
+    eager, graphs = EagerPotential(model), check_graphs(packed.spec)  # type: ignore[arg-type]
+    worst, where = max(deviation(packed, eager, graphs), deviation(_Whole(packed), eager, graphs))
     tolerance = TOLERANCE[packed.spec.dtype]
     if not worst <= tolerance:
         raise PackError(
             f"the program differs from the model by {worst:.1e} in {where}, more than {tolerance:.0e} ({packed.spec.dtype})"
         )
     return worst
+
+
+@dataclass(frozen=True)
+class _Whole:
+    packed: PackedPotential
+
+    @property
+    def spec(self) -> PotentialSpec:
+        return self.packed.spec
+
+    def __call__(self, graph: NeighborGraph, *, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
+        return self.packed.evaluate_whole(graph, atomic_virial)
 
 
 def deviation(first: Potential, second: Potential, graphs: list[NeighborGraph]) -> tuple[float, str]:
@@ -64,4 +84,12 @@ def check_graphs(spec: PotentialSpec) -> list[NeighborGraph]:
         atom_types=torch.cat([ghosts.atom_types, ghosts.atom_types[:2]]),
         system=torch.cat([ghosts.system, ghosts.system[:2]]),
     )
-    return [*alone, concatenate([*alone, alone[0]]), halo]
+    graphs = [*alone, concatenate([*alone, alone[0]]), halo]
+    return [with_parameters(graph, spec, generator) for graph in graphs]
+
+
+def with_parameters(graph: NeighborGraph, spec: PotentialSpec, generator: torch.Generator) -> NeighborGraph:
+    """The graph with random values of the parameters that the potential takes."""
+    fparam = torch.rand(graph.n_systems, spec.dim_fparam, generator=generator, dtype=torch.float64)
+    aparam = torch.rand(graph.n_atoms, spec.dim_aparam, generator=generator, dtype=torch.float64)
+    return graph.replace(fparam=fparam if spec.dim_fparam else None, aparam=aparam if spec.dim_aparam else None)

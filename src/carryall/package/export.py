@@ -23,8 +23,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import carryall
 from carryall.errors import InputError, MissingDependencyError
+from carryall.graph.edge_terms import reduce_edges
 from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors, pointer
-from carryall.models.derivatives import EnergyModel, reduce_edges
+from carryall.models.derivatives import EnergyModel, energy_and_gradient
 from carryall.models.registry import model_to_source
 from carryall.package.arrays import to_json
 from carryall.package.check import check_against_eager
@@ -100,9 +101,10 @@ def metadata_of(model: nn.Module, kind: str, device: str) -> dict[str, Any]:
         **spec.to_dict(),
         "rcut": spec.cutoff,
         "has_message_passing": spec.message_passing,
+        "neighbor_graph_method": getattr(model, "neighbor_graph_method", "graph"),
         "model_type": type(model).__name__,
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "input_keys": list(INPUTS),
+        "input_keys": [*INPUTS, *spec.extra_inputs],
         "output_keys": list(OUTPUTS),
         "device": torch.device(device).type,
         "carryall_version": carryall.__version__,
@@ -136,14 +138,15 @@ class _Program(nn.Module):
     def __init__(self, model: EnergyModel) -> None:
         super().__init__()
         self.model = model
+        self.extra = model.spec.extra_inputs
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs in the order of OUTPUTS."""
-        graph = to_graph(inputs)
-        vectors = edge_vectors(graph).detach().requires_grad_()
-        atomic_energy = self.model(graph, vectors)
-        (gradient,) = torch.autograd.grad([atomic_energy.sum()], [vectors])
+        graph = to_graph(inputs, self.extra)
+        vectors = edge_vectors(graph).detach()
+        atomic_energy, gradient = energy_and_gradient(self.model, graph, vectors)
         out = reduce_edges(graph, atomic_energy, vectors, gradient, atomic_virial=True)
+        out["edge_gradient"] = gradient
         return tuple(out[name].detach() for name in OUTPUTS)
 
 
@@ -153,7 +156,8 @@ def trace(model: nn.Module, device: str = "cpu") -> ExportedProgram:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     try:
-        sample = to_inputs(sample_graph(device))
+        spec = cast(EnergyModel, model).spec
+        sample = to_inputs(sample_graph(device, spec.dim_fparam, spec.dim_aparam), spec.extra_inputs)
         names = ("atoms_size", "systems_size", "edges_size", "ptr_size", "local_size", "rank_size")
         atoms, systems, edges, ptr, local, rank = (Dim(name, min=0, max=LARGEST) for name in names)
         sizes = {
@@ -164,8 +168,10 @@ def trace(model: nn.Module, device: str = "cpu") -> ExportedProgram:
             "ptr": ptr,
             "local": local,
             "rank": rank,
+            "fparam": systems,
+            "aparam": atoms,
         }
-        shapes = tuple({0: sizes.get(name, edges)} for name in INPUTS)
+        shapes = tuple({0: sizes.get(name, edges)} for name in (*INPUTS, *spec.extra_inputs))
         with quiet_torch():
             flat = make_fx(_Program(cast(EnergyModel, model)), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*sample)
             return torch.export.export(flat, sample, dynamic_shapes=shapes, strict=False)
@@ -174,7 +180,7 @@ def trace(model: nn.Module, device: str = "cpu") -> ExportedProgram:
             parameter.requires_grad_(flag)
 
 
-def sample_graph(device: str) -> NeighborGraph:
+def sample_graph(device: str, dim_fparam: int = 0, dim_aparam: int = 0) -> NeighborGraph:
     """Sizes to trace with: all different from one another and from 3; the values play no part."""
     n_systems, n_local, n_atoms, n_edges, degree = 5, 23, 31, 127, 11
     center = torch.arange(n_edges) % n_local
@@ -190,5 +196,7 @@ def sample_graph(device: str) -> NeighborGraph:
         edge_mask=torch.ones(n_edges, dtype=torch.bool),
         ptr=pointer(center, n_local),
         rank=torch.arange(degree),
+        fparam=torch.zeros(n_systems, dim_fparam, dtype=torch.float64),
+        aparam=torch.zeros(n_atoms, dim_aparam, dtype=torch.float64),
     )
     return graph.to(device)

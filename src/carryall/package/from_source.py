@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from carryall.errors import InputError, nearest
+from carryall.errors import InputError, SemanticsWarning, nearest
 from carryall.graph.potential import Potential
 from carryall.models.dpa1.model import DPA1
+from carryall.models.dpa1.semantics import semantics_note, with_method
 from carryall.models.dpa1.source import set_weight_dtype
 from carryall.models.eager import EagerPotential
 from carryall.models.pair import LennardJones
@@ -19,7 +21,7 @@ from carryall.models.registry import model_from_source
 from carryall.models.sutton_chen import SuttonChen
 from carryall.package.load import usable_device
 from carryall.package.open import shipped
-from carryall.package.sources import SOURCE_SUFFIXES, is_source, read_source
+from carryall.package.sources import SOURCE_SUFFIXES, is_source, read_root, read_source
 
 BUILT_IN: dict[str, Callable[[], nn.Module]] = {
     "lj-argon": LennardJones.argon,
@@ -28,10 +30,16 @@ BUILT_IN: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def run_from_source(path: str | Path, device: str = "cpu", dtype: str | None = None) -> Potential:
+def run_from_source(
+    path: str | Path,
+    device: str = "cpu",
+    dtype: str | None = None,
+    neighbor_graph_method: str | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Potential:
     """The model run by PyTorch as it is, with weights in `dtype` (None keeps the model's)."""
     usable_device(device)
-    model = load_model(path)
+    model = load_model(path, neighbor_graph_method, notify)
     if dtype is not None and isinstance(model, DPA1):
         model = set_weight_dtype(model, getattr(torch, dtype))
     model.eval().to(device)
@@ -40,9 +48,33 @@ def run_from_source(path: str | Path, device: str = "cpu", dtype: str | None = N
     return EagerPotential(model, device)  # type: ignore[arg-type]
 
 
-def load_model(path: str | Path) -> nn.Module:
-    """The model itself, to train or pack: from a checkpoint, a source dict, a packed file's source, or a built-in name."""
+def load_model(
+    path: str | Path, neighbor_graph_method: str | None = None, notify: Callable[[str], None] | None = None
+) -> nn.Module:
+    """The model itself, to train or pack: from a checkpoint, a source dict, a packed file's source, or a built-in name.
+
+    `neighbor_graph_method` replaces the model's own. A model that DeePMD made, and for which it matters when none is asked
+    for, says so to `notify`, or in a SemanticsWarning.
+    """
     path = Path(path)
+    model = _read_model(path)
+    if neighbor_graph_method is not None:
+        return with_method(model, neighbor_graph_method)
+    foreign = is_source(path) and read_root(path).get("software") != "carryall"
+    if foreign and isinstance(model, DPA1) and (note := semantics_note(model)):
+        tell(f"{path}: {note}", notify)
+    return model
+
+
+def tell(message: str, notify: Callable[[str], None] | None) -> None:
+    """To the one who asked to be notified, or as a warning."""
+    if notify is None:
+        warnings.warn(message, SemanticsWarning, stacklevel=2)
+    else:
+        notify(message)
+
+
+def _read_model(path: Path) -> nn.Module:
     if str(path) in BUILT_IN:
         return BUILT_IN[str(path)]()
     if not path.is_file():

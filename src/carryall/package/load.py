@@ -15,8 +15,9 @@ from torch import Tensor
 
 from carryall.errors import InputError
 from carryall.graph.blocks import evaluate_in_blocks
-from carryall.graph.neighbor_graph import NeighborGraph
-from carryall.graph.potential import PotentialSpec
+from carryall.graph.edge_terms import AtomicVirial, per_atom
+from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors
+from carryall.graph.potential import PotentialSpec, with_defaults
 from carryall.package.manifest import verify
 from carryall.package.signature import INPUTS, OUTPUTS, to_inputs
 
@@ -31,29 +32,50 @@ class PackedPotential:
     device: torch.device
     _run: Callable[..., Any] = field(repr=False)
 
-    def __call__(self, graph: NeighborGraph, *, atomic_virial: bool = False) -> dict[str, Tensor]:
+    def __call__(self, graph: NeighborGraph, *, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
         """Evaluate the graph; results are on the graph's device."""
         _check_types(graph, self.spec)
-        wanted = OUTPUTS if atomic_virial else OUTPUTS[:-1]
-
-        def call(part: NeighborGraph) -> dict[str, Tensor]:
-            values = zip(OUTPUTS, self._run(*to_inputs(part)), strict=True)
-            return {name: value for name, value in values if name in wanted}
-
+        here = with_defaults(graph.to(self.device), self.spec)
         with torch.no_grad():
-            out = evaluate_in_blocks(call, graph.to(self.device), self.spec.block_size)
+            if self.spec.block_edges is None:
+                out = self.evaluate_whole(here, atomic_virial)
+            else:
+                out = evaluate_in_blocks(self._edge_call, here, self.spec.block_edges, atomic_virial=atomic_virial)
         return {name: value.to(graph.device) for name, value in out.items()}
 
+    def evaluate_whole(self, graph: NeighborGraph, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
+        """The program's own sums, in one call."""
+        out = dict(zip(OUTPUTS, self._run(*to_inputs(graph, self.spec.extra_inputs)), strict=True))
+        gradient, by_neighbor = out.pop("edge_gradient"), out.pop("atomic_virial")
+        if atomic_virial is True or atomic_virial == "neighbor":
+            return {**out, "atomic_virial": by_neighbor}
+        if atomic_virial:
+            edge_virial = -gradient[:, :, None] * edge_vectors(graph)[:, None, :]
+            return {**out, "atomic_virial": per_atom(graph, edge_virial, atomic_virial)}
+        return out
 
-def load_packed(path: str | Path, device: str = "cpu", dtype: str | None = None) -> PackedPotential:
+    def _edge_call(self, part: NeighborGraph) -> tuple[Tensor, Tensor]:
+        out = dict(zip(OUTPUTS, self._run(*to_inputs(part, self.spec.extra_inputs)), strict=True))
+        return out["atomic_energy"], out["edge_gradient"]
+
+
+def load_packed(
+    path: str | Path, device: str = "cpu", dtype: str | None = None, neighbor_graph_method: str | None = None
+) -> PackedPotential:
     """Load a `.pt2` or `.pte`; every entry is checked against the manifest's SHA-256 before anything of it runs."""
     path, where = Path(path), usable_device(device)
     metadata = verify(path)
     spec = PotentialSpec.from_dict(metadata)
-    if tuple(metadata["input_keys"]) != INPUTS or tuple(metadata["output_keys"]) != OUTPUTS:
+    if tuple(metadata["input_keys"]) != (*INPUTS, *spec.extra_inputs) or tuple(metadata["output_keys"]) != OUTPUTS:
         raise InputError(f"{path} has other inputs or outputs than this version of carryall: pack it again")
     if dtype is not None and dtype != spec.dtype:
         raise InputError(f"{path} was packed in {spec.dtype}, not {dtype}: pack it again with --dtype {dtype}")
+    packed_method = metadata.get("neighbor_graph_method", "graph")
+    if neighbor_graph_method is not None and neighbor_graph_method != packed_method:
+        raise InputError(
+            f"{path} was packed with neighbor_graph_method {packed_method!r}, not {neighbor_graph_method!r}: "
+            f"pack it again with --neighbor-graph-method {neighbor_graph_method}"
+        )
     if where.type != metadata["device"] and metadata["kind"] == "pt2":
         raise InputError(f"{path} was compiled for {metadata['device']}, not {device}: pack it again with --device {device}")
     run = _load_compiled(path) if metadata["kind"] == "pt2" else _load_program(path, device)

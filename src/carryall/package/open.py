@@ -17,20 +17,28 @@ COMPILED_BUILT_IN = ("water",)  # the others are a few operations each
 
 
 def load(
-    path: str | Path, device: str = "cpu", dtype: str | None = None, *, notify: Callable[[str], None] | None = None
+    path: str | Path,
+    device: str = "cpu",
+    dtype: str | None = None,
+    *,
+    neighbor_graph_method: str | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Potential:
     """A potential from a `.pt2`, `.pte`, checkpoint `.pt`, source dict (`.json`, DeePMD `.dp`, `.yaml`) or built-in name.
 
-    `dtype` casts what is run from source; a packed file keeps the one it was packed in. The built-in `water` is compiled into a
-    cache on first use; `notify` hears of it, and of running it uncompiled where there is no C++ compiler.
+    `dtype` casts what is run from source; a packed file keeps the one it was packed in. So with `neighbor_graph_method`:
+    "graph" (every neighbour, no padding) or "legacy" (DeePMD's padded lists, see docs/deepmd.md); a DeePMD model for which it
+    matters says so in a SemanticsWarning. The built-in `water` is compiled into a cache on first use; `notify` hears of it, of
+    running it uncompiled where there is no C++ compiler, and of what would be a warning.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if Path(path).suffix in (".pt2", ".pte"):
-        return load_packed(path, device, dtype)
+        return load_packed(path, device, dtype, neighbor_graph_method)
     from carryall.package.from_source import run_from_source
 
-    if str(path) in COMPILED_BUILT_IN and dtype is None and usable_device(device).type == "cpu":
+    plain = dtype is None and neighbor_graph_method is None
+    if str(path) in COMPILED_BUILT_IN and plain and usable_device(device).type == "cpu":
         from carryall.package.cache import compiled
 
         try:
@@ -38,7 +46,7 @@ def load(
         except MissingDependencyError as missing:
             if notify:
                 notify(f"running {path} uncompiled: {missing}")
-    return run_from_source(path, device, dtype)
+    return run_from_source(path, device, dtype, neighbor_graph_method, notify)
 
 
 def shipped(name: str) -> Path:

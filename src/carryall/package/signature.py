@@ -20,16 +20,16 @@ INPUTS = (
     "local",
     "rank",
 )
-OUTPUTS = ("energy", "atomic_energy", "forces", "virial", "atomic_virial")
+OUTPUTS = ("energy", "atomic_energy", "forces", "virial", "atomic_virial", "edge_gradient")
 
 
-def to_inputs(graph: NeighborGraph) -> tuple[Tensor, ...]:
-    """The tensors of a graph in the order of INPUTS; floating-point ones as float64."""
+def to_inputs(graph: NeighborGraph, extra: tuple[str, ...] = ()) -> tuple[Tensor, ...]:
+    """The tensors of a graph in the order of INPUTS, then of `extra` (`spec.extra_inputs`); floating-point ones as float64."""
     full = graph.replace(local=local_index(graph), rank=rank_axis(graph))
-    values = [getattr(full, name) for name in INPUTS]
+    values = [getattr(full, name) for name in (*INPUTS, *extra)]
     return tuple(v.to(torch.float64).contiguous() if v.is_floating_point() else v.contiguous() for v in values)
 
 
-def to_graph(inputs: tuple[Tensor, ...]) -> NeighborGraph:
+def to_graph(inputs: tuple[Tensor, ...], extra: tuple[str, ...] = ()) -> NeighborGraph:
     """The inverse of `to_inputs`."""
-    return NeighborGraph(**dict(zip(INPUTS, inputs, strict=True)))
+    return NeighborGraph(**dict(zip((*INPUTS, *extra), inputs, strict=True)))

@@ -25,6 +25,12 @@ def is_source(path: Path) -> bool:
 
 def read_source(path: str | Path) -> dict[str, Any]:
     """The `model` part of a source file, or of the source inside a `.pt2` or `.pte`, with its arrays as numpy arrays."""
+    root = read_root(path)
+    return root.get("model", root)
+
+
+def read_root(path: str | Path) -> dict[str, Any]:
+    """All of a source file: what wrote it (`software`), and the `model`; some of DeePMD's are the model alone."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
@@ -39,7 +45,7 @@ def read_source(path: str | Path) -> dict[str, Any]:
         root = _parse(path, _text(path))
     if not isinstance(root, dict) or not isinstance(root.get("model", root), dict):
         raise InputError(f"{path} holds no model dict")
-    return root.get("model", root)
+    return root
 
 
 def write_source(path: str | Path, root: dict[str, Any]) -> Path:

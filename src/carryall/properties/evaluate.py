@@ -60,7 +60,7 @@ def _evaluate_batch(
     potential: Potential, items: list[AtomicData], properties: Sequence[str], offset: int
 ) -> list[dict[str, np.ndarray]]:
     try:
-        graph = graph_from_structures(items, potential.spec.cutoff, potential.spec.type_map)
+        graph = graph_from_structures(items, potential.spec.cutoff, potential.spec.type_map, wrap=True)
     except InputError:
         for index, one in enumerate(items):
             try:

@@ -94,7 +94,7 @@ class TrainConfig(Strict):
     batch_size: int = Field(default=2, ge=1)
     """Structures in a step."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Weights while training; geometry and energy sums are float64."""
+    """Weights while training, where a part's `precision` does not say otherwise; geometry and energy sums are float64."""
     device: str = "cpu"
     """Where to train."""
     seed: int = 0

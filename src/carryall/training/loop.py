@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from carryall.data.atomic_data import AtomicData
 from carryall.data.dataset import check_structures, split_structures
@@ -19,8 +21,7 @@ from carryall.data.readers import read_structures
 from carryall.errors import CarryallError, InputError
 from carryall.interrupt import stop_between_steps
 from carryall.models.derivatives import evaluate_model
-from carryall.models.dpa1.model import DPA1
-from carryall.models.dpa1.source import set_weight_dtype
+from carryall.models.dpa1.model import DPA1, Config, with_precision
 from carryall.models.registry import model_from_source, model_to_source
 from carryall.progress import progress_bar
 from carryall.training import checkpoint
@@ -98,28 +99,38 @@ def prepare(
     """Graphs, model with statistics (or the state's), optimizer."""
     numbers = torch.cat([one.atomic_numbers for one in structures]).unique().tolist()
     type_map = config.model.type_map or tuple(symbol_of(number) for number in numbers)
-    descriptor = config.model.descriptor
-    train_samples = make_samples(structures, descriptor.rcut, type_map)
-    validation = make_samples(held_out, descriptor.rcut, type_map)
+    descriptor = in_run_precision(config.model.descriptor, config.dtype)
+    fitting = in_run_precision(config.model.fitting, config.dtype)
+    train_samples = make_samples(structures, descriptor.rcut, type_map, fitting)
+    validation = make_samples(held_out, descriptor.rcut, type_map, fitting)
     if state is None:
         if config.model.auto_sel:
             sel = 4 * math.ceil(1.1 * largest_degree(train_samples) / 4)
             descriptor = descriptor.model_copy(update={"sel": (max(4, sel),)})
-        model = DPA1(type_map, descriptor, config.model.fitting, seed=config.seed)
+        model = DPA1(type_map, descriptor, fitting, seed=config.seed)
         with torch.no_grad():
-            model.fitting[-1].b.zero_()  # type: ignore[operator]
+            for net in model.fitting.nets:
+                list(net.children())[-1].b.zero_()  # type: ignore[operator]
         set_statistics(model, train_samples)
         averaged = model_from_source(model_to_source(model))
     else:
         model = model_from_source(state["raw_model"])  # type: ignore[assignment]
         averaged = model_from_source(state["model"])
-    dtype = getattr(torch, config.dtype)
     assert isinstance(averaged, DPA1)
-    model, averaged = (set_weight_dtype(one, dtype).to(config.device) for one in (model, averaged))
+    model, averaged = model.to(config.device), averaged.to(config.device)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("nothing is left to train: set model.descriptor.trainable or model.fitting.trainable")
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate.start)
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
     return Run(config, model, averaged, optimizer, train_samples, validation)
+
+
+def in_run_precision(config: Config, dtype: str) -> Config:
+    """The configuration with the run's dtype where its precision is "default"."""
+    if config.precision == "float16":
+        raise InputError("precision float16 holds a trained model, it cannot train one: use float32 or float64")
+    return with_precision(config, dtype) if config.precision == "default" else config
 
 
 def _loop(run: Run, state: dict[str, Any] | None) -> TrainResult:
@@ -214,6 +225,8 @@ def _save(run: Run, path: Path, step: int, best: float, seconds: float, errors: 
 
 def _refuse_changes(path: Path, old: dict[str, Any], config: TrainConfig) -> None:
     new = config.model_dump(mode="json")
+    with contextlib.suppress(ValidationError):
+        old = TrainConfig.model_validate(old).model_dump(mode="json")  # with the options that later versions added
     free = {"out", "n_steps", "device", "validate_every", "checkpoint_every"}
     changed = sorted(key for key in new if key not in free and new[key] != old.get(key))
     if changed:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from carryall.data.atomic_data import AtomicData
+from carryall.data.extra_inputs import complete_input, structure_inputs
 from carryall.errors import InputError
 from carryall.graph.neighbor_graph import NeighborGraph, concatenate, max_degree
 from carryall.graph.neighbor_search import graph_from_structures
+from carryall.models.dpa1.config import FittingConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +35,15 @@ class Sample:
     """(n_systems,) bool."""
 
 
-def make_sample(structure: AtomicData, index: int, cutoff: float, type_map: Sequence[str]) -> Sample:
-    """Graph and labels of one structure; InputError names it by index."""
+def make_sample(
+    structure: AtomicData, index: int, cutoff: float, type_map: Sequence[str], fitting: FittingConfig | None = None
+) -> Sample:
+    """Graph, with what else `fitting` needs, and labels of one structure; InputError names it by index."""
     if structure.energy is None:
         raise InputError(f"structure {index} has no energy label: give energy_key, or remove it")
     try:
         graph = graph_from_structures([structure], cutoff, type_map)
+        graph = graph.replace(**needed_inputs(structure, fitting or FittingConfig()))
     except InputError as error:
         raise InputError(f"structure {index}: {str(error).removeprefix('system 0: ')}") from None
     n_atoms = structure.n_atoms
@@ -57,9 +62,22 @@ def make_sample(structure: AtomicData, index: int, cutoff: float, type_map: Sequ
     )
 
 
-def make_samples(structures: Sequence[AtomicData], cutoff: float, type_map: Sequence[str]) -> list[Sample]:
+def needed_inputs(structure: AtomicData, fitting: FittingConfig) -> dict[str, Tensor | None]:
+    """fparam (1, numb_fparam) and aparam (n_atoms, numb_aparam), float64, as far as the fitting net takes them."""
+    given = structure_inputs(structure)
+    needed: dict[str, Tensor | None] = {"fparam": None, "aparam": None}
+    if fitting.numb_fparam:
+        needed["fparam"] = complete_input("fparam", given.get("fparam"), 1, fitting.numb_fparam, fitting.default_fparam)
+    if fitting.aparam_inputs:
+        needed["aparam"] = complete_input("aparam", given.get("aparam"), structure.n_atoms, fitting.aparam_inputs)
+    return needed
+
+
+def make_samples(
+    structures: Sequence[AtomicData], cutoff: float, type_map: Sequence[str], fitting: FittingConfig | None = None
+) -> list[Sample]:
     """One sample for each structure."""
-    return [make_sample(one, index, cutoff, type_map) for index, one in enumerate(structures)]
+    return [make_sample(one, index, cutoff, type_map, fitting) for index, one in enumerate(structures)]
 
 
 def collate(samples: Sequence[Sample], device: str = "cpu") -> Sample:

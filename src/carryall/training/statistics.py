@@ -1,4 +1,4 @@
-"""What is set before the first step: scale of the environment rows, and the energy of each element."""
+"""What is set before the first step: scales of environment rows and of parameters, and the energy of each element."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from carryall.graph.neighbor_graph import edge_vectors, local_types
 from carryall.models.dpa1.environment import environment_rows, switch
 from carryall.models.dpa1.model import DPA1
+from carryall.models.dpa1.precision import rounded
 from carryall.training.samples import Sample
 
 SMALLEST_STD = 1e-2
@@ -17,13 +18,26 @@ UNSEEN_STD = 0.1
 
 
 def set_statistics(model: DPA1, samples: Sequence[Sample]) -> None:
-    """Set `davg`, `dstd` and `out_bias` from the training samples."""
+    """Set `davg`, `dstd`, those of fparam and aparam, and `out_bias` from the training samples."""
     davg, dstd = environment_statistics(model, samples)
+    fitting, precision = model.fitting, model.descriptor.config.precision
     with torch.no_grad():
         if not model.descriptor.config.set_davg_zero:
-            model.descriptor.davg.copy_(davg)
-        model.descriptor.dstd.copy_(dstd)
-        model.out_bias.copy_(energy_bias(samples, len(model.type_map)))
+            model.descriptor.davg.copy_(rounded(davg, precision))
+        model.descriptor.dstd.copy_(rounded(dstd, precision))
+        for name in ("fparam", "aparam"):
+            values = [value for one in samples if (value := getattr(one.graph, name)) is not None]
+            if values and getattr(fitting, f"{name}_avg") is not None:
+                mean, std = parameter_statistics(torch.cat(values))
+                getattr(fitting, f"{name}_avg").copy_(rounded(mean, fitting.config.precision))
+                getattr(fitting, f"{name}_inv_std").copy_(rounded(1 / std, fitting.config.precision))
+        config = fitting.config
+        model.out_bias.copy_(energy_bias(samples, len(model.type_map), config.atom_ener, config.rcond))
+
+
+def parameter_statistics(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column of values (n, width), at least SMALLEST_STD."""
+    return values.mean(0), values.std(0, correction=0).clamp_min(SMALLEST_STD)
 
 
 def environment_statistics(model: DPA1, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
@@ -54,8 +68,16 @@ def environment_statistics(model: DPA1, samples: Sequence[Sample]) -> tuple[Tens
     return davg, torch.cat([std[:, :1], std[:, 1:].expand(-1, 3)], dim=1)
 
 
-def energy_bias(samples: Sequence[Sample], n_types: int) -> Tensor:
-    """(n_types,) eV: least squares of the energies on the numbers of atoms of each type, the shortest solution if many fit."""
+def energy_bias(
+    samples: Sequence[Sample], n_types: int, known: Sequence[float | None] | None = None, rcond: float | None = None
+) -> Tensor:
+    """(n_types,) eV: least squares of the energies on the numbers of atoms of each type, the shortest solution if many fit.
+
+    Energies of types that are `known` (not None) are kept; singular values below `rcond` of the largest count as zero.
+    """
+    given = torch.tensor([torch.nan if one is None else one for one in known or [None] * n_types], dtype=torch.float64)
+    free, fixed = given.isnan(), given.nan_to_num(0.0)
     counts = torch.stack([torch.bincount(one.graph.atom_types, minlength=n_types).double() for one in samples])
-    energies = torch.cat([one.energy for one in samples])
-    return torch.linalg.lstsq(counts, energies[:, None], driver="gelsd").solution[:, 0]
+    energies = torch.cat([one.energy for one in samples]) - counts @ fixed
+    fitted = torch.linalg.lstsq(counts * free, energies[:, None], rcond=rcond, driver="gelsd").solution[:, 0]
+    return torch.where(free, fitted, fixed)

@@ -22,6 +22,8 @@ class PairGates:
     """(n, d, d) product of the two switches, on the logits; None when attention is not smooth."""
     factor: Tensor
     """(n, d, d) on the weights: the gate (or the mask), times the cosine between the two neighbours."""
+    empty: Tensor | None = None
+    """(n, 1, 1) logarithm of how many empty slots take part in the smooth softmax; None in graph semantics."""
 
 
 class LayerNorm(nn.Module):
@@ -60,12 +62,21 @@ class GatedAttentionLayer(nn.Module):
             # the reference subtracts the shift again, which a softmax does not see
             logits = (logits + SMOOTH_SHIFT) * pairs.gate
         logits = torch.where(mask[:, None, :], logits, MASKED_LOGIT)
-        weights = torch.softmax(logits, dim=-1) * pairs.factor
-        return self.norm(g + self.out_proj(torch.matmul(weights, value)))
+        if pairs.empty is None:
+            weights = torch.softmax(logits, dim=-1)
+        else:
+            # an empty slot's logit is the shift's, 0 here, and that of all of them together log(count)
+            others = pairs.empty.expand(-1, logits.shape[1], 1)
+            weights = torch.softmax(torch.cat([others, logits], dim=-1), dim=-1)[..., 1:]
+        return self.norm(g + self.out_proj(torch.matmul(weights * pairs.factor, value)))
+
+    def of_nothing(self, g: Tensor) -> Tensor:
+        """The layer for rows that attend to nothing."""
+        return self.norm(g if self.out_proj.b is None else g + self.out_proj.b)
 
 
-def pair_gates(config: DescriptorConfig, mask: Tensor, sw: Tensor, direction: Tensor) -> PairGates:
-    """From mask (n, d), switch (n, d; 0 where masked) and unit vectors (n, d, 3)."""
+def pair_gates(config: DescriptorConfig, mask: Tensor, sw: Tensor, direction: Tensor, empty: Tensor | None = None) -> PairGates:
+    """From mask (n, d), switch (n, d; 0 where masked), unit vectors (n, d, 3) and, where they count, empty slots (n,)."""
     if config.smooth_type_embedding:
         gate = sw[:, :, None] * sw[:, None, :]
         factor = gate
@@ -73,7 +84,8 @@ def pair_gates(config: DescriptorConfig, mask: Tensor, sw: Tensor, direction: Te
         gate, factor = None, (mask[:, :, None] & mask[:, None, :]).to(sw.dtype)
     if config.attn_dotr:
         factor = factor * torch.matmul(direction, direction.transpose(1, 2))
-    return PairGates(gate, factor)
+    count = None if empty is None or gate is None else empty.to(sw.dtype).log()[:, None, None]
+    return PairGates(gate, factor, count)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from carryall.models.dpa1.attention import GatedAttentionLayer, pair_gates, safe_unit
 from carryall.models.dpa1.config import DescriptorConfig
-from carryall.models.dpa1.environment import CenterBlocks, environment_rows, switch
+from carryall.models.dpa1.environment import CenterBlocks, environment_rows, exclude, switch
+from carryall.models.dpa1.legacy import EmptySlots
 from carryall.models.dpa1.type_embedding import TypeEmbedding
 from carryall.models.networks import embedding_net
 
@@ -49,13 +50,16 @@ class Descriptor(nn.Module):
             allowed[a, b] = allowed[b, a] = False
         self.register_buffer("allowed", allowed, persistent=False)
 
-    def forward(self, blocks: CenterBlocks) -> Tensor:
-        """(n_local, dim_out) in the dtype of the weights; geometry is handled in the dtype of the edge vectors."""
+    def forward(self, blocks: CenterBlocks, empty: EmptySlots | None = None) -> Tensor:
+        """(n_local, dim_out) in the dtype of the weights; geometry is handled in the dtype of the edge vectors.
+
+        `empty` are the slots of DeePMD's padded lists, where those semantics are wanted.
+        """
         config = self.config
-        mask = blocks.mask
         if config.exclude_types:
-            mask = mask & self._allowed_pairs(blocks)
-        distance = blocks.vector.square().sum(-1).sqrt()
+            blocks = exclude(blocks, self.get_buffer("allowed"))
+        mask = blocks.mask
+        distance = torch.linalg.vector_norm(blocks.vector, dim=-1)
         sw = switch(distance, config.rcut_smth, config.rcut) * mask
         rows = environment_rows(blocks.vector, sw, distance, config.env_protection)
         shift, scale = (s.index_select(0, blocks.center_type)[:, None, :] for s in (self.davg, self.dstd))
@@ -64,28 +68,36 @@ class Descriptor(nn.Module):
         table = self.type_embedding()
         sw, direction = sw.to(dtype), safe_unit(rows[..., 1:]).to(dtype)
         rows = rows.to(dtype)
-        g = self._embed(rows[..., :1], sw, table, blocks)
+        g = self._embed(rows[..., :1], sw, table, blocks.center_type, blocks.neighbor_type)
         if len(self.attention):
-            pairs = pair_gates(config, mask, sw, direction)
+            # an excluded neighbour leaves an empty slot to the softmax, though none to the sum below
+            unseen = None if empty is None else sum(config.sel) - mask.sum(1)
+            pairs = pair_gates(config, mask, sw, direction, unseen)
             for layer in self.attention:
                 g = layer(g, mask, pairs)
-        moments = torch.matmul(g.transpose(1, 2), rows) / sum(config.sel)
+        moments = torch.matmul(g.transpose(1, 2), rows)
+        if empty is not None:
+            moments = moments + self._moments_of(empty, table, blocks.center_type)
+        moments = moments / sum(config.sel)
         out = torch.matmul(moments, moments[:, : config.axis_neuron].transpose(1, 2)).flatten(1)
         if config.concat_output_tebd:
             out = torch.cat([out, table.index_select(0, blocks.center_type)], dim=-1)
         return out
 
-    def _allowed_pairs(self, blocks: CenterBlocks) -> Tensor:
-        n_types = self.davg.shape[0]
-        pair = blocks.center_type[:, None] * n_types + blocks.neighbor_type
-        return self.get_buffer("allowed").reshape(-1).index_select(0, pair.reshape(-1)).view(pair.shape)
+    def _moments_of(self, empty: EmptySlots, table: Tensor, center_type: Tensor) -> Tensor:
+        """(n_local, neuron[-1], 4) that the empty slots add: each has the row -davg / dstd, and attends to nothing."""
+        rows = (-self.davg / self.dstd).index_select(0, center_type)[:, None, :].to(table.dtype)
+        g = self._embed(rows[..., :1], torch.zeros_like(rows[..., 0]), table, center_type, empty.neighbor_type[:, None])
+        for layer in self.attention:
+            g = layer.of_nothing(g)
+        return torch.matmul(g.transpose(1, 2), rows * empty.count[:, None, None])
 
-    def _embed(self, radial: Tensor, sw: Tensor, table: Tensor, blocks: CenterBlocks) -> Tensor:
+    def _embed(self, radial: Tensor, sw: Tensor, table: Tensor, center_type: Tensor, neighbor_type: Tensor) -> Tensor:
         """(n_local, degree, neuron[-1]) from radial rows (n_local, degree, 1) and the types of both ends."""
-        shape = blocks.neighbor_type.shape
-        types = [table.index_select(0, blocks.neighbor_type.reshape(-1)).view(*shape, table.shape[1])]
+        shape = neighbor_type.shape
+        types = [table.index_select(0, neighbor_type.reshape(-1)).view(*shape, table.shape[1])]
         if not self.config.type_one_side:
-            center = table.index_select(0, blocks.center_type)[:, None, :]
+            center = table.index_select(0, center_type)[:, None, :]
             types.append(center.expand(*shape, center.shape[-1]))
         if self.embedding_strip is None:
             return self.embedding(torch.cat([radial, *types], dim=-1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -40,11 +41,21 @@ def center_blocks(graph: NeighborGraph, edge_vec: Tensor, center_type: Tensor, f
     return CenterBlocks(mask, vector, center_type, neighbor)
 
 
+def exclude(blocks: CenterBlocks, allowed: Tensor) -> CenterBlocks:
+    """The blocks with the pairs masked that `allowed` (n_types, n_types) bool, by centre and neighbour, does not hold."""
+    pair = blocks.center_type[:, None] * allowed.shape[0] + blocks.neighbor_type
+    seen = allowed.reshape(-1).index_select(0, pair.reshape(-1)).view(pair.shape)
+    return dataclasses.replace(blocks, mask=blocks.mask & seen)
+
+
 def switch(distance: Tensor, start: float, end: float) -> Tensor:
     """1 below `start`, 0 above `end`, between them u^3 (-6 u^2 + 15 u - 10) + 1 with u = (r - start) / (end - start)."""
     u = ((distance - start) / (end - start)).clamp(0.0, 1.0)
-    uu = u * u
-    return uu * u * (-6 * uu + 15 * u - 10) + 1
+    uu, rest = u * u, 1 - u
+    value = uu * u * (-6 * uu + 15 * u - 10) + 1
+    # the same polynomial, whose derivative does not cancel at the cutoff: there, in the first form, ten digits do
+    factored = rest * rest * rest * (1 + 3 * u + 6 * uu)
+    return value.detach() + (factored - factored.detach())
 
 
 def environment_rows(vector: Tensor, sw: Tensor, distance: Tensor, protection: float) -> Tensor:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from carryall.errors import InputError
 from carryall.graph.neighbor_graph import NeighborGraph, local_types
 from carryall.graph.potential import PotentialSpec
 from carryall.models.dpa1.config import DescriptorConfig, FittingConfig
 from carryall.models.dpa1.descriptor import Descriptor
-from carryall.models.dpa1.environment import center_blocks
-from carryall.models.networks import fitting_net
+from carryall.models.dpa1.econf import electron_configurations
+from carryall.models.dpa1.environment import center_blocks, exclude
+from carryall.models.dpa1.fitting import STATISTICS, EnergyFitting
+from carryall.models.dpa1.legacy import empty_slots, nearest
+from carryall.models.dpa1.precision import resolved, set_precision
+from carryall.models.dpa1.type_embedding import TypeEmbedding
+
+METHODS = ("graph", "legacy")
+ROW_STATISTICS = ("davg", "dstd")
+Config = TypeVar("Config", DescriptorConfig, FittingConfig)
 
 
 class DPA1(nn.Module):
     """Per-atom energies of a graph.
 
     `pair_exclude_types` removes edges, `atom_exclude_types` sets energies to zero; both by type index. `bias_atom_e` (of the
-    fitting net) and `out_bias` (of the model) both add; training writes `out_bias`.
+    fitting net) and `out_bias` (of the model) both add; training writes `out_bias`. `neighbor_graph_method` "graph" sees every
+    neighbour and nothing else; "legacy" has the empty slots of DeePMD's padded neighbour lists too.
     """
 
     out_bias: Tensor
-    bias_atom_e: Tensor
 
     def __init__(
         self,
@@ -33,25 +43,32 @@ class DPA1(nn.Module):
         *,
         pair_exclude_types: Sequence[tuple[int, int]] = (),
         atom_exclude_types: Sequence[int] = (),
+        neighbor_graph_method: Literal["graph", "legacy"] = "graph",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if neighbor_graph_method not in METHODS:
+            raise InputError(f"neighbor_graph_method must be one of {', '.join(METHODS)}, got {neighbor_graph_method!r}")
         generator = torch.Generator().manual_seed(seed)
-        self.type_map = tuple(type_map)
-        self.fitting_config = fitting or FittingConfig()
-        self.descriptor = Descriptor(descriptor or DescriptorConfig(), len(self.type_map), generator)
-        self.fitting = fitting_net(
-            self.descriptor.config.dim_out,
-            self.fitting_config.neuron,
-            activation_function=self.fitting_config.activation_function,
-            resnet_dt=self.fitting_config.resnet_dt,
-            generator=generator,
-        )
+        self.type_map, self.neighbor_graph_method = tuple(type_map), neighbor_graph_method
         n_types = len(self.type_map)
-        self.register_buffer("bias_atom_e", torch.zeros(n_types, dtype=torch.float64))
+        config, fitting = with_precision(descriptor or DescriptorConfig()), with_precision(fitting or FittingConfig())
+        excluded = tuple(sorted({*map(int, atom_exclude_types), *fitting.exclude_types}))
+        fitting = fitting.model_copy(update={"exclude_types": excluded})
+        self.descriptor = Descriptor(config, n_types, generator)
+        if config.use_econf_tebd:
+            features = electron_configurations(self.type_map)
+            self.descriptor.type_embedding = TypeEmbedding(
+                n_types, config.tebd_dim, config.use_tebd_bias, generator, features=features
+            )
+        if not config.trainable:
+            self.descriptor.requires_grad_(False)
+        self.fitting = EnergyFitting(fitting, n_types, config.dim_out, generator)
+        set_precision(self.descriptor, config.precision, ROW_STATISTICS)
+        set_precision(self.fitting, fitting.precision, STATISTICS)
         self.register_buffer("out_bias", torch.zeros(n_types, dtype=torch.float64))
         self.pair_exclude_types = tuple((int(a), int(b)) for a, b in pair_exclude_types)
-        self.atom_exclude_types = tuple(int(a) for a in atom_exclude_types)
+        self.atom_exclude_types = excluded
         allowed = torch.ones(n_types, n_types, dtype=torch.bool)
         for a, b in self.pair_exclude_types:
             allowed[a, b] = allowed[b, a] = False
@@ -62,21 +79,58 @@ class DPA1(nn.Module):
 
     @property
     def spec(self) -> PotentialSpec:
-        """Facts about the model; dtype is that of its weights."""
-        dtype = str(self.descriptor.type_embedding.layer.w.dtype).removeprefix("torch.")
-        # attention allocates degree^2 numbers a centre: measured, blocks of 64 cost half of 1000 at once
-        block_size = 64 if self.descriptor.config.attn_layer else 512
-        return PotentialSpec(cutoff=self.descriptor.config.rcut, type_map=self.type_map, dtype=dtype, block_size=block_size)
+        """Facts about the model; dtype is that of its weights, the lower of the two when descriptor and fitting net differ."""
+        dtypes = {self.descriptor.type_embedding.layer.w.dtype, self.fitting.dtype}
+        return PotentialSpec(
+            cutoff=self.descriptor.config.rcut,
+            type_map=self.type_map,
+            dtype="float32" if torch.float32 in dtypes else "float64",
+            block_edges=self._block_edges(),
+            dim_fparam=self.fitting.config.numb_fparam,
+            default_fparam=self.fitting.config.default_fparam,
+            dim_aparam=self.fitting.config.aparam_inputs,
+        )
+
+    def _block_edges(self) -> int | None:
+        if self.neighbor_graph_method == "legacy" and bool(self.descriptor.davg.any()):
+            return None  # the energy of a centre depends on the first atom of its system, too
+        # measured: attention wants its queries, keys and values in a core's own cache
+        return 640 if self.descriptor.config.attn_layer else 5000
+
+    @property
+    def fitting_config(self) -> FittingConfig:
+        """Options of the fitting net."""
+        return self.fitting.config
+
+    @property
+    def bias_atom_e(self) -> Tensor:
+        """(n_types,) eV, of the fitting net."""
+        return self.fitting.bias_atom_e
 
     def forward(self, graph: NeighborGraph, edge_vec: Tensor) -> Tensor:
         """(n_local,) float64 energies, eV, of `edge_vec` (n_edges, 3), Å."""
-        types = local_types(graph)
+        types, config = local_types(graph), self.descriptor.config
+        blocks = center_blocks(graph, edge_vec, types, config.rcut)
+        legacy = self.neighbor_graph_method == "legacy"
+        if legacy:
+            blocks = nearest(blocks, sum(config.sel))
         if self.pair_exclude_types:
-            pair = graph.atom_types.index_select(0, graph.edge_center) * len(self.type_map)
-            pair = pair + graph.atom_types.index_select(0, graph.edge_neighbor)
-            allowed = self.get_buffer("allowed").reshape(-1).index_select(0, pair)
-            graph = graph.replace(edge_mask=graph.edge_mask & allowed)
-        blocks = center_blocks(graph, edge_vec, types, self.descriptor.config.rcut)
-        energy = self.fitting(self.descriptor(blocks)).squeeze(-1).to(torch.float64)
-        energy = energy + (self.bias_atom_e + self.out_bias).index_select(0, types)
+            blocks = exclude(blocks, self.get_buffer("allowed"))
+        empty = empty_slots(blocks, graph, sum(config.sel)) if legacy else None
+        energy = self.fitting(self.descriptor(blocks, empty), graph) + self.out_bias.index_select(0, types)
         return energy * self.get_buffer("counted").index_select(0, types) if self.atom_exclude_types else energy
+
+
+def with_precision(config: Config, precision: str | None = None) -> Config:
+    """The configuration with its precision, or another, in full: no "default"."""
+    return config.model_copy(update={"precision": precision or resolved(config.precision)})
+
+
+def set_weight_dtype(model: DPA1, dtype: torch.dtype) -> DPA1:
+    """Weights and statistics in `dtype` (float64 or float32); energy biases stay float64. Changes and returns the model."""
+    precision = str(dtype).removeprefix("torch.")
+    set_precision(model.descriptor, precision, ROW_STATISTICS)
+    set_precision(model.fitting, precision, STATISTICS)
+    model.descriptor.config = with_precision(model.descriptor.config, precision)
+    model.fitting.config = with_precision(model.fitting.config, precision)
+    return model
