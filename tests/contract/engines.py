@@ -49,8 +49,8 @@ class Engine:
 # A neighbour at the cutoff has the attention logit 0, and so a weight exp(-20 s_i s_j) of the others' where an absent one has
 # none: on a graph, without padding, smooth attention is smooth up to that (measured here: 6e-6 eV, 2.5e-5 eV/Å).
 ATTENTION_STEP = 3e-5
-# A neighbour at the cutoff has a share exp((2.2 - 4) / 0.1) of the smooth minimum of distances.
-BRIDGING_STEP = 1e-6
+# A neighbour at the cutoff has a share exp((2.2 - 4) / 0.1) of the smooth minimum (measured here: 1e-8 eV, 1e-7 eV/Å).
+BRIDGING_STEP = 2e-7
 
 
 def of_potential(potential: Potential, model: str, symbols: tuple[str, ...], exact: bool = True, step: float = 1e-11) -> Engine:

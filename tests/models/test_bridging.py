@@ -22,6 +22,7 @@ from carryall.models import DPA1, EagerPotential, FittingConfig, LennardJones, m
 from carryall.models.bridging import Bridged
 from carryall.models.combination import LinearEnergyModel
 from carryall.models.dpa1.semantics import with_method
+from carryall.models.dpa1.source import set_weight_dtype
 from carryall.models.pair_table import PairTable
 from carryall.models.zbl import ZBL
 from carryall.package.from_source import load_model
@@ -133,7 +134,7 @@ def test_random_structures_against_deepmd(seed: int) -> None:
         (found,) = evaluate(pot, [atoms], ("energy", "atomic_energy"))
         # what we write is what deepmd-kit reads
         model = peer.deserialize(model_to_source(with_method(model_from_source(source), "graph")))
-        expected = model(positions[None], kinds[None], cell.reshape(1, 9))["atom_energy"].reshape(-1)
+        expected = model.call_common(positions[None], kinds[None], cell.reshape(1, 9))["energy"].reshape(-1)
         assert np.abs(found["atomic_energy"] - expected).max() <= 1e-10 * max(1.0, np.abs(expected).max()), name
 
 
@@ -237,6 +238,14 @@ def test_an_analytic_repulsion_bridges_as_its_table_does(tmp_path: Path) -> None
         first, second = run(by_formula, dimer(distance)), run(by_table, dimer(distance))
         assert first["energy"] == pytest.approx(second["energy"], rel=1e-6)
         assert np.abs(first["forces"] - second["forces"]).max() <= 1e-4 * np.abs(second["forces"]).max()
+
+
+def test_weights_in_float32() -> None:
+    model, exact = small_bridged(), small_bridged()
+    set_weight_dtype(model.parts.models[0], torch.float32)  # type: ignore[arg-type]
+    assert (model.spec.dtype, exact.spec.dtype) == ("float32", "float64")
+    error = np.abs(run(model, dimer(2.3))["forces"] - run(exact, dimer(2.3))["forces"]).max()
+    assert 1e-12 < error < 1e-5
 
 
 # -- sums

@@ -176,6 +176,18 @@ def test_type_embedding_of_electron_configurations(width: int, copies: int, bias
     assert torch.allclose(embedding(), expected, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("bad", [2, -1])
+def test_types_that_do_not_exist(bad: int) -> None:
+    with pytest.raises(InputError, match=f"atom_exclude_types names type {bad}, there are types 0 to 1"):
+        DPA1(TYPES, DescriptorConfig(**SMALL), atom_exclude_types=[bad])
+    with pytest.raises(InputError, match=f"atom_exclude_types names type {bad}"):
+        build({"exclude_types": (bad,)})
+    with pytest.raises(InputError, match=f"pair_exclude_types names type {bad}"):
+        DPA1(TYPES, DescriptorConfig(**SMALL), pair_exclude_types=[(0, bad)])
+    with pytest.raises(InputError, match=f"descriptor.exclude_types names type {bad}"):
+        build(exclude_types=((bad, 1),))
+
+
 def test_electron_configurations_need_elements() -> None:
     with pytest.raises(InputError, match="needs elements in type_map, got 'Xx'"):
         build(use_econf_tebd=True, types=("O", "Xx"))

@@ -4,11 +4,11 @@
     u = (sigma_i - sw_rmin) / (sw_rmax - sw_rmin),   sigma_i = sum_j r_ij exp(-r_ij / alpha) / sum_j exp(-r_ij / alpha)
 
 H. Wang et al., Appl. Phys. Lett. 114, 244101 (2019), arXiv:1904.00360. sigma_i is a smooth minimum of the distances to the
-neighbours; an atom without neighbours has w_i = 0. It is computed as a softmax, so that no distance underflows: deepmd-kit's
-pt_expt and numpy routes have the same value. Its pt route replaces denominators below 1e-20, so that sigma_i comes out too
-small, w_i = 1 and the learned energy is lost, where the nearest neighbour is farther than 46 alpha (4.6 Å by default). A
-neighbour at the cutoff has a share exp((sigma_i - cutoff) / alpha) of sigma_i, which is the step of w_i there: 1e-13 for 3 Å
-between the two.
+neighbours; an atom without neighbours has w_i = 0. It is computed as a softmax, so that no distance underflows; deepmd-kit's
+pt_expt and numpy routes have the same value, since padding is not in their sums. Its pt route replaces denominators below
+1e-20, so that sigma_i comes out too small, w_i = 1 and the learned energy is lost, where the nearest neighbour is farther than
+46 alpha (4.6 Å by default). A neighbour at the cutoff has a share exp((sigma_i - cutoff) / alpha) of sigma_i, which is the
+step of w_i there: 1e-13 for 3 Å between the two.
 """
 
 from __future__ import annotations

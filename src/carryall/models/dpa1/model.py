@@ -55,6 +55,9 @@ class DPA1(nn.Module):
         config, fitting = with_precision(descriptor or DescriptorConfig()), with_precision(fitting or FittingConfig())
         excluded = tuple(sorted({*map(int, atom_exclude_types), *fitting.exclude_types}))
         fitting = fitting.model_copy(update={"exclude_types": excluded})
+        check_types("atom_exclude_types", excluded, n_types)
+        check_types("pair_exclude_types", [kind for pair in pair_exclude_types for kind in pair], n_types)
+        check_types("descriptor.exclude_types", [kind for pair in config.exclude_types for kind in pair], n_types)
         self.descriptor = Descriptor(config, n_types, generator)
         if config.use_econf_tebd:
             features = electron_configurations(self.type_map)
@@ -119,6 +122,13 @@ class DPA1(nn.Module):
         empty = empty_slots(blocks, graph, sum(config.sel)) if legacy else None
         energy = self.fitting(self.descriptor(blocks, empty), graph) + self.out_bias.index_select(0, types)
         return energy * self.get_buffer("counted").index_select(0, types) if self.atom_exclude_types else energy
+
+
+def check_types(name: str, types: Sequence[int], n_types: int) -> None:
+    """InputError for a type that does not exist."""
+    for kind in types:
+        if not 0 <= kind < n_types:
+            raise InputError(f"{name} names type {kind}, there are types 0 to {n_types - 1}")
 
 
 def with_precision(config: Config, precision: str | None = None) -> Config:
