@@ -54,6 +54,9 @@ def build(settings: dict[str, Any], systems: dict[str, System], seed: int = 1, e
     )  # fmt: skip
     model = EnergyModel(descriptor, fitting, type_map=type_map, **settings["model"])
     source = randomize(model.serialize(), seed + 2)
+    for part in (source["descriptor"]["embeddings"], source["fitting"]["nets"]):
+        for layer in (layer for net in part["networks"] for layer in net["layers"]):
+            layer["@variables"]["w"] = layer["@variables"]["w"] * settings["gain"]
     return source if exact else rounded(source)
 
 

@@ -2,7 +2,8 @@
 
 `MODELS` holds, for each model, what differs from BASE: options of the descriptor, of the fitting net and of the model by
 DeePMD's names; `statistics` names systems that davg and dstd are taken from; `systems` is the group that it is evaluated on;
-`inputs` are the widths of the fparam and aparam that each system gets; `routes` are those that deepmd-kit has for it.
+`inputs` are the widths of the fparam and aparam that each system gets; `routes` are those that deepmd-kit has for it; `gain`
+multiplies the weights of the nets, so that relu6 meets its upper bend.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ BASE: dict[str, Any] = {
     "systems": "small",
     "inputs": {},
     "routes": ("dense", "graph"),
+    "gain": 1.0,
 }
 SMALL = {"neuron": [4, 8, 16], "axis_neuron": 4, "tebd_dim": 4, "attn": 8}
 MEDIUM = {"neuron": [8, 16, 32], "axis_neuron": 4, "tebd_dim": 4, "attn": 16}
@@ -100,6 +102,7 @@ ORIGINALS: dict[str, dict[str, Any]] = {
 # With the statistics' scale of the rows, forces are of physical size; davg is zero where nothing else is said.
 FLAGS: dict[str, dict[str, Any]] = {
     "one_layer": settings_of({**ZERO, "attn_layer": 1}),
+    "two_layers": settings_of(ZERO),
     "three_layers": settings_of({**ZERO, "attn_layer": 3}),
     "three_layers_rough": settings_of({**ROUGH, **ZERO, "attn_layer": 3}),
     "one_side": settings_of({**ZERO, "type_one_side": True}),
@@ -126,7 +129,6 @@ FLAGS: dict[str, dict[str, Any]] = {
     "exclude_types_both": settings_of({**ZERO, "exclude_types": [(0, 0), (1, 1)]}, model={"atom_exclude_types": [0]}),
     "pair_exclude_types": settings_of(ZERO, model={"pair_exclude_types": [(0, 1)]}),
     "atom_exclude_types": settings_of(ZERO, model={"atom_exclude_types": [0]}),
-    "fitting_exclude_types": settings_of(ZERO, fitting={"exclude_types": [1]}),
     "fitting_widths": settings_of(ZERO, fitting={"neuron": [8, 16, 5]}),
     "fitting_per_type": settings_of(ZERO, fitting={"mixed_types": False}),
     "atom_ener": settings_of(ZERO, fitting={"atom_ener": [-1.5, 0.25]}),
@@ -176,7 +178,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     "eight_types_tebd8": settings_of({"tebd_dim": 8, **ROUGH}, type_map=EIGHT, statistics="none", systems="eight"),
     **{
         f"act_{name.replace(':', '_')}": settings_of(
-            {**ZERO, "attn_layer": 1, "activation_function": name}, fitting={"activation_function": name}
+            {**ZERO, "attn_layer": 1, "activation_function": name},
+            fitting={"activation_function": name},
+            gain=6.0 if name == "relu6" else 1.0,
         )
         for name in ACTIVATIONS
     },

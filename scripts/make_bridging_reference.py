@@ -4,7 +4,7 @@
     python scripts/make_bridging_reference.py tests/reference_data/bridging
 
 The files in the repository were made with deepmd-kit 3.2.0, torch 2.11.0 and numpy 2.4.6 on a CPU, in float64. Weights are from
-deepmd-kit's seeded initialiser, rounded to 12 bits. It writes
+deepmd-kit's seeded initialiser, rounded to few bits. It writes
 
     zbl.txt, tail.txt     pair tables: the universal repulsion, switched off from 1.1 to 1.5 Å; an attraction that ends at 3 Å
     systems.npz           <system>/coord (n, 3) Å, <system>/atype (n,), <system>/cell (3, 3), empty where there is none

@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from deepmd_reference import build, evaluate, save  # noqa: E402
+from deepmd_reference import build, evaluate, save
 
 
 def main(folder: Path) -> None:

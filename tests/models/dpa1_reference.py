@@ -82,7 +82,9 @@ def evaluate_together(
 ) -> dict[tuple[str, str], np.ndarray]:
     """(system, quantity) to values; `inputs` holds `fparam` (width,) and `aparam` (n, width) of each system, or neither."""
     spec = potential.spec
-    graph = graph_from_structures([structure(one, spec.type_map) for one in chosen.values()], spec.cutoff, spec.type_map, wrap=True)
+    graph = graph_from_structures(
+        [structure(one, spec.type_map) for one in chosen.values()], spec.cutoff, spec.type_map, wrap=True
+    )
     given = {key: [inputs[name][key] for name in chosen] for key in next(iter(inputs.values()), {})}
     if "fparam" in given:
         graph = graph.replace(fparam=torch.tensor(np.stack(given["fparam"])))

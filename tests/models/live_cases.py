@@ -35,9 +35,7 @@ def random_case(rng: np.random.Generator) -> LiveCase:
     systems = random_systems(rng, n_types, settings["rcut"])
     widths = {"fparam": settings["fitting"]["numb_fparam"], "aparam": settings["fitting"]["numb_aparam"]}
     inputs = {
-        name: {
-            key: rng.normal(size=(width,) if key == "fparam" else (len(x), width)) for key, width in widths.items() if width
-        }
+        name: {key: rng.normal(size=(width,) if key == "fparam" else (len(x), width)) for key, width in widths.items() if width}
         for name, (x, _, _) in systems.items()
     }
     return LiveCase(settings, int(rng.integers(1 << 30)), systems, inputs)
@@ -65,6 +63,7 @@ def random_settings(rng: np.random.Generator, n_types: int) -> dict[str, Any]:
         "fitting": random_fitting(rng),
         "model": model,
         "statistics": ["crystal", "tiny"] if coin(rng, 0.5) else [],
+        "gain": 1.0,
     }
 
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from carryall.graph import NeighborGraph, edge_vectors, pointer, select_edges
+from carryall.graph import NeighborGraph, edge_vectors, pointer
 from carryall.graph.blocks import evaluate_in_blocks
+from carryall.graph.neighbor_graph import select_edges
 from carryall.models import DPA1, FittingConfig, evaluate_model
 from carryall.models.derivatives import energy_and_gradient
 from structures import CUTOFF, small_dpa1

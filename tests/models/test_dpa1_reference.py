@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from dpa1_reference import (
-    FLOAT64,
     FOLDER,
     METHODS,
     MODELS,
     NAMES,
     answers,
-    difference,
     disagreement,
     effects,
-    is_float32,
     reference,
     source,
-    structure,
     systems,
 )
 
 from carryall.models.dpa1.config import DescriptorConfig, FittingConfig
-from carryall.package.from_source import load_model
-from carryall.training.samples import make_samples
-from carryall.training.statistics import environment_statistics
 
 CASES = [(model, route) for model in MODELS for route in sorted({key[1] for key in reference(model)} & set(METHODS))]
 BOTH = [model for model in MODELS if (model, "dense") in CASES and (model, "graph") in CASES]

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from dpa1_forms import padded_energy
 
 from carryall import evaluate, load, pack
 from carryall.data import AtomicData
 from carryall.errors import InputError, SemanticsWarning
-from carryall.graph import NeighborGraph, edge_vectors, graph_from_structures
+from carryall.graph import edge_vectors, graph_from_structures
 from carryall.models import DPA1, EagerPotential, FittingConfig, LennardJones, model_from_source, model_to_source
-from carryall.models.dpa1.environment import environment_rows, switch
 from carryall.models.dpa1.semantics import semantics_note, with_method
 from carryall.package.sources import write_source
 from structures import CUTOFF, add_ghosts, small_dpa1, structure, structures
@@ -40,45 +39,6 @@ def variant(davg: float = 0.0, **options: Any) -> DPA1:
             layer.norm.b.copy_(torch.linspace(-0.2, 0.3, len(layer.norm.b)))
             layer.out_proj.b.copy_(torch.linspace(-0.4, 0.5, len(layer.out_proj.b)))
     return model.eval()
-
-
-def padded_energy(model: DPA1, graph: NeighborGraph, vectors: Tensor) -> Tensor:
-    """One system, centre by centre, each with sum(sel) rows that are really there; no gradient is lost on the way."""
-    descriptor, config = model.descriptor, model.descriptor.config
-    sel, types, table = sum(config.sel), graph.atom_types, model.descriptor.type_embedding()
-    energies = []
-    for center in range(graph.n_local):
-        edges = torch.arange(int(graph.ptr[center]), int(graph.ptr[center + 1]))
-        edges = edges[graph.edge_mask[edges]]
-        edges = edges[vectors[edges].detach().norm(dim=1).argsort(stable=True)][:sel]
-        real = torch.arange(sel) < len(edges)
-        r = torch.cat([vectors[edges], torch.tensor([[config.rcut, 0.0, 0.0]]).double().expand(sel - len(edges), 3)])
-        distance = r.norm(dim=1)
-        sw = switch(distance, config.rcut_smth, config.rcut) * real
-        kind = torch.cat([types[graph.edge_neighbor[edges]], types[0].expand(sel - len(edges))])
-        rows = environment_rows(r, sw, distance, config.env_protection)
-        rows = (rows - descriptor.davg[types[center]]) / descriptor.dstd[types[center]]
-        ends = torch.cat([table[kind], *([] if config.type_one_side else [table[types[center]].expand(sel, -1)])], dim=1)
-        if descriptor.embedding_strip is None:
-            g = descriptor.embedding(torch.cat([rows[:, :1], ends], dim=1))
-        else:
-            by_type = descriptor.embedding_strip(ends) * (sw[:, None] if config.smooth_type_embedding else 1)
-            g = descriptor.embedding(rows[:, :1]) * (1 + by_type)
-        unit = rows[:, 1:] / rows[:, 1:].norm(dim=1, keepdim=True).clamp_min(1e-12)
-        for layer in descriptor.attention:
-            q, k, v = layer.in_proj(g).split(config.attn, dim=1)
-            q, k, v = (torch.nn.functional.normalize(x, dim=1) for x in (q, k, v))
-            logit = q @ k.T * config.attn**-0.5
-            if config.smooth_type_embedding:
-                weight = torch.softmax((logit + 20) * sw[:, None] * sw - 20, dim=1) * sw[:, None] * sw
-            else:
-                weight = torch.softmax(logit.masked_fill(~real, -torch.inf), dim=1)
-            weight = torch.where(real[:, None], weight, 0.0) * (unit @ unit.T)
-            g = layer.norm(g + layer.out_proj(weight @ v))
-        moments = g.T @ rows / sel
-        out = (moments @ moments[: config.axis_neuron].T).flatten()
-        energies.append(torch.cat([out, table[types[center]]]))
-    return model.fitting(torch.stack(energies), graph) + model.out_bias[types[: graph.n_local]]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.extra_inputs import extra_inputs
 from carryall.dynamics.status import EVALUATED, OUTCOME, PREVIOUS_ENERGY, STATUS, Outcome, atom_rows, keep_frozen
 from carryall.dynamics.thermo import mobile
 from carryall.errors import InputError
@@ -59,6 +60,8 @@ class Selection:
     """(k,) int64 systems of the batch; None for all."""
     atoms: Tensor | None
     """(m,) int64 atoms of the batch; None for all."""
+    fparam: Tensor | None = None
+    aparam: Tensor | None = None
 
     def system_of(self, index: int) -> int:
         """Index in the batch of a system of the call."""
@@ -121,7 +124,11 @@ class ForceEvaluator:
     def _select(self, batch: Batch, running: Tensor | None) -> Selection:
         systems, atoms = self._membership(batch, running)
         if systems is None or atoms is None:
-            return Selection(batch.positions, batch.atomic_numbers, batch.system, batch.cell, batch.pbc, None, None)
+            return Selection(
+                batch.positions, batch.atomic_numbers, batch.system, batch.cell, batch.pbc, None, None, **extra_inputs(batch)
+            )
+        rows = {"fparam": systems, "aparam": atoms}
+        extra = {name: value.index_select(0, rows[name]) for name, value in extra_inputs(batch).items()}
         place = torch.full((batch.n_systems,), -1, dtype=torch.int64, device=batch.device)
         place[systems] = torch.arange(len(systems), device=batch.device)
         return Selection(
@@ -132,6 +139,7 @@ class ForceEvaluator:
             batch.pbc.index_select(0, systems),
             systems,
             atoms,
+            **extra,
         )
 
     def _membership(self, batch: Batch, running: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

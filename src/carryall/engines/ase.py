@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from carryall.data.atomic_data import AtomicData
 from carryall.data.batch import Batch
+from carryall.data.extra_inputs import ase_extras
 from carryall.errors import InputError, MissingDependencyError
 from carryall.graph.neighbor_search import SkinNeighborList
 from carryall.graph.potential import Potential
@@ -23,7 +25,7 @@ except ImportError:
 if TYPE_CHECKING:
     import ase
 
-GEOMETRY = {"positions", "numbers", "cell", "pbc"}
+GEOMETRY = {"positions", "numbers", "cell", "pbc", "parameters"}
 """Changes that a potential can feel."""
 
 
@@ -53,6 +55,18 @@ class Calculator(AseCalculator):
         self.n_calls = 0
         """Model calls made."""
 
+    def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last calculation; "parameters" are fparam and aparam, where the potential takes them."""
+        changes = list(super().check_state(atoms, tol))
+        if self.potential.spec.extra_inputs and self.atoms is not None:
+            old, new = (ase_extras(one.info, one.arrays) for one in (self.atoms, atoms))
+            values = [
+                (old[level].get(name), new[level].get(name)) for level in old for name in old[level].keys() | new[level].keys()
+            ]
+            if any(a is None or b is None or not np.array_equal(a, b) for a, b in values):
+                changes.append("parameters")
+        return changes
+
     def calculate(
         self,
         atoms: ase.Atoms | None = None,
@@ -67,7 +81,8 @@ class Calculator(AseCalculator):
         if len(structure) == 0:
             raise InputError("the structure has no atoms")
         cell = structure.cell.array
-        data = AtomicData(structure.positions, structure.numbers, cell if cell.any() else None, structure.pbc)
+        extras = ase_extras(structure.info, structure.arrays) if self.potential.spec.extra_inputs else {}
+        data = AtomicData(structure.positions, structure.numbers, cell if cell.any() else None, structure.pbc, **extras)
         output = self.potential(self.neighbors.graph(Batch.from_data_list([data])))
         self.n_calls += 1
         energy = float(output["energy"][0])

@@ -38,7 +38,7 @@ def evaluate_in_blocks(
     out: dict[str, Tensor] = {}
     for begin, end in chunks(graph.n_local):
         part, order = by_degree(graph, begin, end)
-        vectors = edge_vectors(part)
+        vectors = edge_vectors(part).detach()
         gradient = torch.zeros_like(vectors)
         energies = [atomic_energy.new_zeros(0)]
         for star, edges in star_graphs(part, order, vectors, limit):

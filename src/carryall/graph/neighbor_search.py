@@ -15,6 +15,7 @@ from vesin import NeighborList as VesinNeighborList
 from carryall.data.atomic_data import AtomicData
 from carryall.data.batch import Batch
 from carryall.data.elements import atomic_number
+from carryall.data.extra_inputs import extra_inputs, input_extras, missing_inputs
 from carryall.errors import InputError, nearest
 from carryall.graph import nvalchemi
 from carryall.graph.neighbor_graph import COINCIDENT, NeighborGraph, pointer, rows_times, select_edges, squared_lengths
@@ -178,20 +179,20 @@ def _refuse_coincident(graph: NeighborGraph, squared: Tensor) -> None:
 
 def graph_from_batch(batch: Batch, cutoff: float, type_map: Sequence[str]) -> NeighborGraph:
     """Graph of a batch with every neighbour inside `cutoff` (Å)."""
-    return build_graph(
-        batch.positions, type_indices(batch.atomic_numbers, type_map), batch.system, batch.cell, batch.pbc, cutoff
-    )
+    types = type_indices(batch.atomic_numbers, type_map)
+    graph = build_graph(batch.positions, types, batch.system, batch.cell, batch.pbc, cutoff)
+    return graph.replace(**extra_inputs(batch))
 
 
 def graph_from_structures(
     structures: Sequence[AtomicData], cutoff: float, type_map: Sequence[str], *, wrap: bool = False
 ) -> NeighborGraph:
-    """Graph of a list of structures in one batch; with `wrap`, positions of the graph lie inside the cells (`wrap_positions`)."""
+    """Graph of a list of structures in one batch; with `wrap`, its positions lie inside the cells (see `wrap_positions`)."""
     if not structures:
         raise InputError("no structures: give at least one")
     pick = ("positions", "atomic_numbers", "cell", "pbc")
-    bare = [AtomicData(**{name: getattr(one, name) for name in pick}) for one in structures]
-    batch = Batch.from_data_list(bare)
+    bare = [AtomicData(**{name: getattr(one, name) for name in pick}, **input_extras(one)) for one in structures]
+    batch = Batch.from_data_list(bare, missing_inputs(bare))
     if wrap:
         batch.positions = wrap_positions(batch.positions, batch.system, batch.cell, batch.pbc)
     return graph_from_batch(batch, cutoff, type_map)
@@ -230,7 +231,8 @@ class SkinNeighborList:
         if self._wide is None or not self._still_valid(batch):
             self._search(batch)
         assert self._wide is not None
-        wide = self._wide.replace(positions=batch.positions.detach().clone(), cell=batch.cell.detach().clone())
+        current = {"fparam": None, "aparam": None, **extra_inputs(batch)}
+        wide = self._wide.replace(positions=batch.positions.detach().clone(), cell=batch.cell.detach().clone(), **current)
         return select_edges(wide, squared_lengths(wide) <= self.cutoff**2)
 
     def _search(self, batch: Batch) -> None:

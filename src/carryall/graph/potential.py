@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from carryall.data.extra_inputs import complete_input
 from carryall.errors import InputError
 from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph
@@ -66,13 +67,12 @@ class PotentialSpec:
 
 def with_defaults(graph: NeighborGraph, spec: PotentialSpec) -> NeighborGraph:
     """The graph with the parameters that the potential takes; InputError names what is missing or of another width."""
-    if spec.dim_fparam and graph.fparam is None and spec.default_fparam is not None:
-        graph = graph.replace(fparam=graph.positions.new_tensor(spec.default_fparam).expand(graph.n_systems, -1))
-    for name, width, owner in (("fparam", spec.dim_fparam, "structure"), ("aparam", spec.dim_aparam, "atom")):
-        values = getattr(graph, name)
-        if width and (values is None or values.shape[1] != width):
-            found = "none" if values is None else f"{values.shape[1]}"
-            raise InputError(f"this potential needs {name}, {width} number(s) for each {owner}, got {found}: see docs/data.md")
+    if spec.dim_fparam:
+        fparam = complete_input("fparam", graph.fparam, graph.n_systems, spec.dim_fparam, spec.default_fparam)
+        graph = graph.replace(fparam=fparam.to(graph.device))
+    if spec.dim_aparam:
+        aparam = complete_input("aparam", graph.aparam, graph.n_atoms, spec.dim_aparam)
+        graph = graph.replace(aparam=aparam.to(graph.device))
     return graph
 
 

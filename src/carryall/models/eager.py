@@ -10,7 +10,7 @@ from torch import Tensor
 from carryall.graph.blocks import evaluate_in_blocks
 from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors
-from carryall.graph.potential import PotentialSpec
+from carryall.graph.potential import PotentialSpec, with_defaults
 from carryall.models.derivatives import EnergyModel, energy_and_gradient, evaluate_model
 
 
@@ -31,7 +31,7 @@ class EagerPotential:
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made under the caller's inference_mode cannot take part in a gradient, its copy can
             own = graph.map(torch.clone) if graph.positions.is_inference() else graph
-            own = own.to(self.device, torch.float64)
+            own = with_defaults(own.to(self.device, torch.float64), self.spec)
             if self.spec.block_edges is None:
                 out = evaluate_model(self.model, own, atomic_virial=atomic_virial)
             else:

@@ -40,8 +40,8 @@ def run_from_source(
     """The model run by PyTorch as it is, with weights in `dtype` (None keeps the model's)."""
     usable_device(device)
     model = load_model(path, neighbor_graph_method, notify)
-    if dtype is not None and isinstance(model, DPA1):
-        model = set_weight_dtype(model, getattr(torch, dtype))
+    if dtype is not None:
+        model = with_weight_dtype(model, dtype)
     model.eval().to(device)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -61,8 +61,17 @@ def load_model(
     if neighbor_graph_method is not None:
         return with_method(model, neighbor_graph_method)
     foreign = is_source(path) and read_root(path).get("software") != "carryall"
-    if foreign and isinstance(model, DPA1) and (note := semantics_note(model)):
-        tell(f"{path}: {note}", notify)
+    for part in model.modules() if foreign else ():
+        if isinstance(part, DPA1) and (note := semantics_note(part)):
+            tell(f"{path}: {note}", notify)
+    return model
+
+
+def with_weight_dtype(model: nn.Module, dtype: str) -> nn.Module:
+    """The model with the weights of each DPA-1 inside it cast; what is analytic stays float64. Changes the model."""
+    for part in model.modules():
+        if isinstance(part, DPA1):
+            set_weight_dtype(part, getattr(torch, dtype))
     return model
 
 

@@ -35,7 +35,7 @@ class PackedPotential:
     def __call__(self, graph: NeighborGraph, *, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
         """Evaluate the graph; results are on the graph's device."""
         _check_types(graph, self.spec)
-        here = with_defaults(graph.to(self.device), self.spec)
+        here = with_defaults(graph.to(self.device, torch.float64), self.spec)
         with torch.no_grad():
             if self.spec.block_edges is None:
                 out = self.evaluate_whole(here, atomic_virial)

@@ -6,17 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from carryall.errors import InputError
 from carryall.graph.potential import DTYPES
 from carryall.models.dpa1.model import DPA1
 from carryall.models.dpa1.semantics import with_method
-from carryall.models.dpa1.source import set_weight_dtype
 from carryall.models.registry import model_from_source, model_to_source
 from carryall.package.export import export_model
-from carryall.package.from_source import load_model, read_checkpoint
+from carryall.package.from_source import load_model, read_checkpoint, with_weight_dtype
 
 
 def pack(
@@ -44,10 +42,10 @@ def pack(
         if Path(model).suffix == ".pt" and Path(model).is_file():
             training = read_checkpoint(Path(model)).get("config", {})
         model = load_model(model, neighbor_graph_method, notify)
-    elif isinstance(model, DPA1):
+    elif any(isinstance(part, DPA1) for part in model.modules()):
         model = model_from_source(model_to_source(model))
         if neighbor_graph_method is not None:
             model = with_method(model, neighbor_graph_method)
-    if dtype is not None and isinstance(model, DPA1):
-        model = set_weight_dtype(model, getattr(torch, dtype))
+    if dtype is not None:
+        model = with_weight_dtype(model, dtype)
     return export_model(model, path, device=device, training_config=training, check=check)

@@ -14,6 +14,7 @@ from carryall.models.dpa1.attention import GatedAttentionLayer, pair_gates, safe
 from carryall.models.dpa1.config import DescriptorConfig
 from carryall.models.dpa1.environment import CenterBlocks, environment_rows, exclude, switch
 from carryall.models.dpa1.legacy import EmptySlots
+from carryall.models.dpa1.moments import degree_gain, degree_weights, moment_basis
 from carryall.models.dpa1.type_embedding import TypeEmbedding
 from carryall.models.networks import embedding_net
 
@@ -43,6 +44,7 @@ class Descriptor(nn.Module):
         self.embedding = net(1 + n_type_inputs if concat else 1)
         self.embedding_strip = None if concat else net(n_type_inputs)
         self.attention = nn.ModuleList(GatedAttentionLayer(config, generator) for _ in range(config.attn_layer))
+        self.degree_gain_raw = degree_gain(config.lmax, generator)
         self.register_buffer("davg", torch.zeros(n_types, 4, dtype=torch.float64))
         self.register_buffer("dstd", torch.ones(n_types, 4, dtype=torch.float64))
         allowed = torch.ones(n_types, n_types, dtype=torch.bool)
@@ -64,6 +66,9 @@ class Descriptor(nn.Module):
         rows = environment_rows(blocks.vector, sw, distance, config.env_protection)
         shift, scale = (s.index_select(0, blocks.center_type)[:, None, :] for s in (self.davg, self.dstd))
         rows = (rows - shift) / scale * mask[..., None]
+        basis = rows
+        if config.lmax > 1:
+            basis = moment_basis(rows, blocks.vector, sw, distance, scale[..., 0], config.lmax, config.env_protection)
         dtype = self.type_embedding.layer.w.dtype
         table = self.type_embedding()
         sw, direction = sw.to(dtype), safe_unit(rows[..., 1:]).to(dtype)
@@ -75,11 +80,16 @@ class Descriptor(nn.Module):
             pairs = pair_gates(config, mask, sw, direction, unseen)
             for layer in self.attention:
                 g = layer(g, mask, pairs)
-        moments = torch.matmul(g.transpose(1, 2), rows)
+        moments = torch.matmul(g.transpose(1, 2), basis.to(dtype))
         if empty is not None:
-            moments = moments + self._moments_of(empty, table, blocks.center_type)
+            # empty slots have no direction: nothing beyond degree 1
+            padding = (0, moments.shape[-1] - 4)
+            moments = moments + nn.functional.pad(self._moments_of(empty, table, blocks.center_type), padding)
         moments = moments / sum(config.sel)
-        out = torch.matmul(moments, moments[:, : config.axis_neuron].transpose(1, 2)).flatten(1)
+        kept = moments[:, : config.axis_neuron]
+        if self.degree_gain_raw is not None:
+            kept = kept * degree_weights(self.degree_gain_raw)
+        out = torch.matmul(moments, kept.transpose(1, 2)).flatten(1)
         if config.concat_output_tebd:
             out = torch.cat([out, table.index_select(0, blocks.center_type)], dim=-1)
         return out
@@ -89,6 +99,7 @@ class Descriptor(nn.Module):
         rows = (-self.davg / self.dstd).index_select(0, center_type)[:, None, :].to(table.dtype)
         g = self._embed(rows[..., :1], torch.zeros_like(rows[..., 0]), table, center_type, empty.neighbor_type[:, None])
         for layer in self.attention:
+            assert isinstance(layer, GatedAttentionLayer)
             g = layer.of_nothing(g)
         return torch.matmul(g.transpose(1, 2), rows * empty.count[:, None, None])
 

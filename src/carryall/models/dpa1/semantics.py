@@ -27,7 +27,7 @@ def with_method(model: nn.Module, method: str) -> nn.Module:
             f"a model of class {type(model).__name__} has no neighbor_graph_method (only DPA-1 has it): leave it out"
         )
     for part in parts:
-        part.neighbor_graph_method = method
+        part.neighbor_graph_method = "legacy" if method == "legacy" else "graph"
     return model
 
 
@@ -80,6 +80,9 @@ def probe(model: DPA1) -> NeighborGraph:
     places = places + 0.1 * torch.rand(places.shape, generator=generator, dtype=torch.float64)
     n, n_types = len(places), len(model.type_map)
     cell: Tensor = 2 * edge * torch.eye(3, dtype=torch.float64)[None]
-    return build_graph(
+    graph = build_graph(
         places, torch.arange(n) % n_types, torch.zeros(n).long(), cell, torch.ones(1, 3).bool(), model.spec.cutoff
     )
+    mean = {"fparam": model.fitting.fparam_avg, "aparam": model.fitting.aparam_avg}
+    rows = {"fparam": 1, "aparam": n}
+    return graph.replace(**{name: value.expand(rows[name], -1) for name, value in mean.items() if value is not None})
