@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -95,7 +96,16 @@ def add_ghosts(graph: NeighborGraph) -> NeighborGraph:
     )
 
 
-def small_dpa1(type_map: Sequence[str] = ("O", "H"), seed: int = 5, *, smooth: bool = True, attn_layer: int = 2) -> DPA1:
+def small_dpa1(
+    type_map: Sequence[str] = ("O", "H"),
+    seed: int = 5,
+    *,
+    smooth: bool = True,
+    attn_layer: int = 2,
+    sel: int = 20,
+    method: Literal["graph", "legacy"] = "graph",
+    **fitting: Any,
+) -> DPA1:
     """A random DPA-1 with forces of physical size: small statistics, and nothing that starts at 0 or 1 stays there.
 
     Except the mean of the environment rows: with one, a neighbour at the cutoff is not the same as none, and energies jump.
@@ -103,7 +113,7 @@ def small_dpa1(type_map: Sequence[str] = ("O", "H"), seed: int = 5, *, smooth: b
     descriptor = DescriptorConfig(
         rcut=CUTOFF,
         rcut_smth=1.0,
-        sel=(20,),
+        sel=(sel,),
         neuron=(4, 8),
         axis_neuron=3,
         tebd_dim=3,
@@ -111,7 +121,7 @@ def small_dpa1(type_map: Sequence[str] = ("O", "H"), seed: int = 5, *, smooth: b
         attn_layer=attn_layer,
         smooth_type_embedding=smooth,
     )
-    model = DPA1(type_map, descriptor, FittingConfig(neuron=(8, 8)), seed=seed)
+    model = DPA1(type_map, descriptor, FittingConfig(neuron=(8, 8), **fitting), seed=seed, neighbor_graph_method=method)
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,16 @@ def dpa1_without_attention(_: pytest.FixtureRequest) -> Engine:
     return of_potential(EagerPotential(small_dpa1(attn_layer=0)), "dpa1 without attention", ("O", "H"))
 
 
+def dpa1_legacy(_: pytest.FixtureRequest) -> Engine:
+    # empty slots stand where a neighbour at the cutoff will: with them, smooth attention is smooth there
+    return of_potential(EagerPotential(small_dpa1(sel=120, method="legacy")), "dpa1 legacy", ("O", "H"))
+
+
+def dpa1_with_parameters(_: pytest.FixtureRequest) -> Engine:
+    model = small_dpa1(attn_layer=1, numb_fparam=2, default_fparam=(0.4, -1.2))
+    return of_potential(EagerPotential(model), "dpa1 with parameters", ("O", "H"), step=ATTENTION_STEP)
+
+
 def dpa1_float32(_: pytest.FixtureRequest) -> Engine:
     model = set_weight_dtype(small_dpa1(), torch.float32)
     return of_potential(EagerPotential(model), "dpa1 float32", ("O", "H"), exact=False, step=3 * ATTENTION_STEP)
@@ -146,6 +156,8 @@ ENGINES: dict[str, Callable[[pytest.FixtureRequest], Engine]] = {
     "bridged_pte": bridged_pte,
     "dpa1": dpa1_eager,
     "dpa1_without_attention": dpa1_without_attention,
+    "dpa1_legacy": dpa1_legacy,
+    "dpa1_with_parameters": dpa1_with_parameters,
     "dpa1_float32": dpa1_float32,
     "dpa1_pte": packed("dpa1_pte"),
     "dpa1_pt2": packed("dpa1_pt2"),

@@ -13,6 +13,7 @@ ELEMENTS = ("H", "C", "N", "O", "Al", "Si", "Fe", "Cu", "Pb")
 ACTIVATIONS = ("tanh", "gelu", "relu", "relu6", "softplus", "sigmoid", "silu", "silut:2.0", "linear")
 CLOSEST = 0.9  # Å between any two atoms
 GAP = 1e-3  # Å between any neighbour and the cutoff, see NEAR_CUTOFF in dpa1_reference.py
+TIE = 1e-6  # Å
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ def random_descriptor(rng: np.random.Generator, n_types: int) -> dict[str, Any]:
     first, last = int(rng.integers(3, 10)), int(rng.integers(6, 14))
     neuron = [first, 2 * first, last] if coin(rng) else [first, first, 2 * first]
     pairs = list(itertools.combinations_with_replacement(range(n_types), 2))
+    normalize = coin(rng, 0.7)
+    # without normalisation logits grow with the square of the embedding, and a softmax of large logits multiplies rounding
+    temperature = float(rng.uniform(0.2, 1.5)) if normalize else float(rng.uniform(0.01, 0.05))
     return {
         "neuron": neuron,
         "axis_neuron": int(rng.integers(1, neuron[-1] + 1)),
@@ -87,8 +91,8 @@ def random_descriptor(rng: np.random.Generator, n_types: int) -> dict[str, Any]:
         "set_davg_zero": coin(rng),
         "activation_function": str(rng.choice(ACTIVATIONS)),
         "scaling_factor": float(rng.uniform(0.5, 2.0)),
-        "normalize": coin(rng, 0.7),
-        "temperature": float(rng.uniform(0.2, 1.5)) if coin(rng, 0.3) else None,
+        "normalize": normalize,
+        "temperature": None if normalize and coin(rng, 0.7) else temperature,
         "ln_eps": float(rng.choice([1e-5, 1e-3])),
         "smooth_type_embedding": coin(rng),
         "concat_output_tebd": coin(rng),
@@ -126,7 +130,7 @@ def random_systems(rng: np.random.Generator, n_types: int, cutoff: float) -> dic
                 rng.integers(0, n_types, size=n_atoms),
                 cell if periodic else None,
             )
-            distances = image_distances(system)
+            distances = np.concatenate(image_distances(system))
             if distances.min(initial=np.inf) > CLOSEST and np.abs(distances - cutoff).min(initial=np.inf) > GAP:
                 return system
         raise AssertionError(f"no system of {n_atoms} atoms with clear distances")
@@ -141,16 +145,24 @@ def random_systems(rng: np.random.Generator, n_types: int, cutoff: float) -> dic
     }
 
 
-def image_distances(system: System) -> np.ndarray:
-    """Distances of all pairs of an atom and an image of an atom, but itself."""
+def image_distances(system: System) -> list[np.ndarray]:
+    """Sorted distances of each atom to the images of all atoms, but itself."""
     x, _, cell = system
-    if cell is None:
-        shifts = np.zeros((1, 3))
-    else:
+    shifts = np.zeros((1, 3))
+    if cell is not None:
         x = np.remainder(x @ np.linalg.inv(cell), 1.0) @ cell
         shifts = np.array(list(itertools.product(range(-4, 5), repeat=3))) @ cell
-    distance = np.linalg.norm(x[None, :, None] - x[:, None, None] + shifts, axis=-1)
-    return distance[distance > 1e-9]
+    found = [np.sort(np.linalg.norm((x[:, None] - one + shifts).reshape(-1, 3), axis=1)) for one in x]
+    return [distances[distances > 1e-9] for distances in found]
+
+
+def is_cut_between_equals(system: System, sel: int, cutoff: float) -> bool:
+    """Whether a padded list of `sel` slots leaves out one of two equally distant neighbours.
+
+    Images at opposite shifts are equally far: which of them DeePMD keeps, last bits decide.
+    """
+    inside = [distances[distances <= cutoff] for distances in image_distances(system)]
+    return any(len(one) > sel and one[sel] - one[sel - 1] < TIE for one in inside)
 
 
 def coin(rng: np.random.Generator, probability: float = 0.5) -> bool:

@@ -80,7 +80,7 @@ def test_metadata_facts(packed: Path) -> None:
         "length_unit": "angstrom",
         "energy_unit": "eV",
         "extra_inputs": [],
-        "output_keys": ["energy", "atomic_energy", "forces", "virial", "atomic_virial"],
+        "output_keys": ["energy", "atomic_energy", "forces", "virial", "atomic_virial", "edge_gradient"],
         "device": "cpu",
         "carryall_version": carryall.__version__,
         "torch_version": torch.__version__,

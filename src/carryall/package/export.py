@@ -99,6 +99,7 @@ def metadata_of(model: nn.Module, kind: str, device: str) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "kind": kind,
         **spec.to_dict(),
+        "extra_inputs": list(spec.extra_inputs),
         "rcut": spec.cutoff,
         "has_message_passing": spec.message_passing,
         "neighbor_graph_method": getattr(model, "neighbor_graph_method", "graph"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,12 +21,14 @@ def evaluate(
     structures: Any,
     properties: Sequence[str] = ("energy", "forces", "virial"),
     *,
+    atomic_virial: Literal["neighbor", "half"] = "neighbor",
     max_atoms: int = MAX_ATOMS,
 ) -> list[dict[str, np.ndarray]]:
     """One dict of float64 arrays (eV, Å) for each structure, in input order.
 
     `structures`: ase.Atoms or AtomicData, one or many. energy (), forces (n, 3), virial (3, 3), stress (3, 3, eV/Å^3, ASE's
-    sign; needs three periodic axes), atomic_energy (n,), atomic_virial (n, 3, 3). InputError names the structure by its index.
+    sign; needs three periodic axes), atomic_energy (n,), atomic_virial (n, 3, 3): an edge's whole term given to its neighbour
+    (DeePMD's convention), or "half" to each end. InputError names the structure by its index.
     """
     for name in properties:
         if name not in PROPERTIES:
@@ -34,7 +36,8 @@ def evaluate(
     items = as_structures(structures)
     out: list[dict[str, np.ndarray]] = []
     for first, last in batches([one.n_atoms for one in items], max_atoms):
-        out += _evaluate_batch(potential, items[first:last], properties, first)
+        wanted = atomic_virial if "atomic_virial" in properties else False
+        out += _evaluate_batch(potential, items[first:last], properties, first, wanted)
     return out
 
 
@@ -57,7 +60,11 @@ def batches(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
 
 
 def _evaluate_batch(
-    potential: Potential, items: list[AtomicData], properties: Sequence[str], offset: int
+    potential: Potential,
+    items: list[AtomicData],
+    properties: Sequence[str],
+    offset: int,
+    atomic_virial: Literal[False, "neighbor", "half"],
 ) -> list[dict[str, np.ndarray]]:
     try:
         graph = graph_from_structures(items, potential.spec.cutoff, potential.spec.type_map, wrap=True)
@@ -68,7 +75,7 @@ def _evaluate_batch(
             except InputError as error:
                 raise InputError(f"structure {offset + index}: {str(error).removeprefix('system 0: ')}") from None
         raise
-    raw = {key: value.cpu().numpy() for key, value in potential(graph, atomic_virial="atomic_virial" in properties).items()}
+    raw = {key: value.cpu().numpy() for key, value in potential(graph, atomic_virial=atomic_virial).items()}
     results = []
     start = 0
     for index, one in enumerate(items):
