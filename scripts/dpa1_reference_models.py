@@ -3,7 +3,7 @@
 `MODELS` holds, for each model, what differs from BASE: options of the descriptor, of the fitting net and of the model by
 DeePMD's names; `statistics` names systems that davg and dstd are taken from; `systems` is the group that it is evaluated on;
 `inputs` are the widths of the fparam and aparam that each system gets; `routes` are those that deepmd-kit has for it; `gain`
-multiplies the weights of the nets, so that relu6 meets its upper bend.
+multiplies the weights of the nets, so that relu6 meets its upper bend, and softplus the 20 from which torch takes it as linear.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ FLAGS: dict[str, dict[str, Any]] = {
         f"act_{name.replace(':', '_')}": settings_of(
             {**ZERO, "attn_layer": 1, "activation_function": name},
             fitting={"activation_function": name},
-            gain=6.0 if name == "relu6" else 1.0,
+            gain={"relu6": 6.0, "softplus": 6.0}.get(name, 1.0),
         )
         for name in ACTIVATIONS
     },

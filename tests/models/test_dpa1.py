@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from dpa1_forms import flat_energy
 from pydantic import ValidationError
 
+from carryall import evaluate, load
 from carryall.errors import InputError
 from carryall.graph import NeighborGraph, edge_vectors, graph_from_structures
 from carryall.graph.neighbor_graph import local_types
 from carryall.models import DPA1, DescriptorConfig, EagerPotential, FittingConfig, model_from_source, model_to_source
 from carryall.models.dpa1.source import set_weight_dtype
 from carryall.package.arrays import from_json, to_json
+from carryall.package.load import PackedPotential
 from structures import CUTOFF, add_ghosts, small_dpa1, structure, structures
 
 TYPES = ("O", "H")
@@ -271,3 +274,25 @@ def test_the_seed_alone_decides_the_weights() -> None:
     other = DPA1(TYPES, DescriptorConfig(neuron=(4, 8), axis_neuron=2), seed=4).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["fitting.nets.0.0.w"], other["fitting.nets.0.0.w"])
+
+
+def test_per_atom_virial_by_either_convention(dpa1_pte: Path) -> None:
+    two = structure("two_atoms", TYPES)
+    for potential in (EagerPotential(small_dpa1()), load(dpa1_pte)):
+        whole, half = (
+            evaluate(potential, two, ("virial", "atomic_virial"), atomic_virial=how)[0] for how in ("neighbor", "half")
+        )
+        # each edge joins the same two atoms: halves are alike, though the atoms are not
+        assert np.allclose(half["atomic_virial"], half["virial"] / 2, rtol=0, atol=1e-13)
+        assert np.abs(whole["atomic_virial"][0] - whole["atomic_virial"][1]).max() > 1e-3
+        assert np.allclose(whole["atomic_virial"].sum(0), whole["virial"], rtol=0, atol=1e-13)
+        several = structure("tilted", TYPES)
+        for how in ("neighbor", "half"):
+            found = evaluate(potential, several, ("virial", "atomic_virial"), atomic_virial=how)[0]
+            assert np.allclose(found["atomic_virial"].sum(0), found["virial"], rtol=0, atol=1e-12)
+    assert isinstance(potential, PackedPotential)
+    graph = graph_from_structures([two], CUTOFF, TYPES)
+    by_program = potential.evaluate_whole(graph, "half")["atomic_virial"]
+    assert torch.allclose(by_program, potential(graph, atomic_virial="half")["atomic_virial"], rtol=0, atol=1e-13)
+    with pytest.raises(InputError, match="must be True, False, 'neighbor' or 'half', got 'both'"):
+        potential(graph, atomic_virial="both")  # type: ignore[arg-type]
