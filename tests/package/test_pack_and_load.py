@@ -15,13 +15,15 @@ from torch.export import ExportedProgram
 
 import carryall
 from carryall import evaluate, load, pack
+from carryall.data import AtomicData
 from carryall.errors import InputError, MissingDependencyError
+from carryall.graph import graph_from_structures
 from carryall.models import DPA1, EagerPotential, LennardJones, SuttonChen
 from carryall.package import cache, export
 from carryall.package.check import PackError, check_against_eager, check_graphs, deviation
 from carryall.package.from_source import load_model
 from carryall.package.load import load_packed
-from structures import CUTOFF, small_dpa1, small_lj, structure, structures
+from structures import CUTOFF, fcc, small_dpa1, small_lj, structure, structures
 
 TYPES = ("O", "H")
 
@@ -279,3 +281,20 @@ def test_a_packed_file_runs_where_the_models_source_is_absent(dpa1: DPA1, dpa1_p
     found, (expected,) = json.loads(done.stdout), evaluate(EagerPotential(dpa1), data)
     for key, value in expected.items():
         assert np.abs(np.array(found[key]) - value).max() <= 1e-12, key
+
+
+@pytest.mark.compile
+def test_a_compiled_file_gives_the_same_bits_each_time(dpa1_pt2: Path) -> None:
+    positions, cell = fcc((5, 4, 4))
+    crystal = AtomicData(positions, np.where(np.arange(len(positions)) % 2, 1, 8), cell)
+    graph = graph_from_structures([crystal], CUTOFF, TYPES)
+    packed, threads = load_packed(dpa1_pt2), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for call in (lambda: packed(graph, atomic_virial=True), lambda: packed.evaluate_whole(graph, True)):
+            first = call()
+            for _ in range(10):
+                again = call()
+                assert all(torch.equal(again[key], value) for key, value in first.items())
+    finally:
+        torch.set_num_threads(threads)

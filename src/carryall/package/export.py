@@ -7,10 +7,12 @@ would take equal ones for the same.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,8 +79,19 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
     """Compile by AOTInductor; one process at a time, since all write the same files of torch's own cache."""
     folder = Path(cache_dir())
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "carryall.lock"):
+    with FileLock(folder / "carryall.lock"), deterministic_sums():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=INDUCTOR_OPTIONS)
+
+
+@contextlib.contextmanager
+def deterministic_sums() -> Iterator[None]:
+    """Sums over edges in one order: compiled for a CPU they would be atomic, and last bits would differ from call to call."""
+    before, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def source_of(model: nn.Module) -> dict[str, Any]:
