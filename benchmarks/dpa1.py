@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {64: (4, 2, 2), 512: (8, 4, 4), 4096: (16, 8, 8), 102400: (32, 32, 25), 1000188: (63, 63, 63)}
-PEER_FORMS = {0: ("pt2_graph", "pt2_nlist", "pth"), 2: ("pt2_nlist", "pth", "pt_eager")}
+# the fastest of each, by size; its graph form with attention is 4 to 7 times slower than these and needs 17 GB for 512 atoms
+PEER_FORMS = {0: ("pt2_graph", "pth"), 2: ("pt2_nlist", "pt_eager")}
+LARGEST_EAGER = 512  # above, the peer's eager form with attention needs more than 9 GB
 HERE = Path(__file__).parent
 Result = dict[str, Any]
 
@@ -99,7 +101,7 @@ def product_rate(dtype: Any, n: int = 2048) -> float:
 
 def flops_per_atom(model: Any) -> float:
     """Of all matrix products for energy and its gradient, at 64 atoms."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.profiler import ProfilerActivity, profile
 
     from carryall.graph.neighbor_search import graph_from_structures
     from carryall.models import evaluate_model
@@ -107,9 +109,10 @@ def flops_per_atom(model: Any) -> float:
     graph = graph_from_structures([crystal(SIZES[64])], model.spec.cutoff, model.spec.type_map)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with FlopCounterMode(display=False) as counter:
+    with profile(activities=[ProfilerActivity.CPU], with_flops=True) as counted:
         evaluate_model(model, graph)
-    return counter.get_total_flops() / graph.n_atoms
+    products = ("aten::mm", "aten::bmm", "aten::addmm")
+    return sum(event.flops for event in counted.key_averages() if event.key in products) / graph.n_atoms
 
 
 def in_a_process(command: list[str]) -> Result | None:
@@ -132,6 +135,8 @@ def theirs(arguments: argparse.Namespace, folder: Path, layers: int, n_atoms: in
     """The peer in each of its forms."""
     found = []
     for form in PEER_FORMS[layers]:
+        if form == "pt_eager" and n_atoms > LARGEST_EAGER:
+            continue
         command = [
             str(arguments.peer),
             str(HERE / "dpa1_peer.py"),
@@ -193,6 +198,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=["float64", "float32"])
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 512, 4096])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--artifacts", type=Path, help="folder that keeps what is compiled; a temporary one without it")
     parser.add_argument("--out", type=Path, default=HERE / "dpa1.md")
     arguments = parser.parse_args()
     if arguments.measure:
@@ -207,7 +213,8 @@ def main() -> None:
 
     rows = [HEAD]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = arguments.artifacts or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         for layers in arguments.layers:
             for dtype in arguments.dtypes:
                 peers = {n: theirs(arguments, folder, layers, n, dtype) if arguments.peer else [] for n in arguments.sizes}

@@ -16,18 +16,18 @@ from typing import Any
 # deepmd-kit wraps positions by matrix products; with fused multiply-adds their last bits would depend on the processor
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
-import deepmd.pt  # noqa: E402, F401, registers deepmd-kit's operators
-import deepmd.pt_expt.utils.env as graph_environment  # noqa: E402
-import h5py  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from deepmd.dpmodel.descriptor.dpa1 import DescrptDPA1  # noqa: E402
-from deepmd.dpmodel.descriptor.se_atten_v2 import DescrptSeAttenV2  # noqa: E402
-from deepmd.dpmodel.fitting.ener_fitting import EnergyFittingNet  # noqa: E402
-from deepmd.dpmodel.model.ener_model import EnergyModel  # noqa: E402
-from deepmd.dpmodel.utils.serialization import traverse_model_dict  # noqa: E402
-from deepmd.pt.model.model.ener_model import EnergyModel as DenseModel  # noqa: E402
-from deepmd.pt_expt.model.ener_model import EnergyModel as GraphModel  # noqa: E402
+import deepmd.pt  # noqa: F401, registers deepmd-kit's operators
+import deepmd.pt_expt.utils.env as graph_environment
+import h5py
+import numpy as np
+import torch
+from deepmd.dpmodel.descriptor.dpa1 import DescrptDPA1
+from deepmd.dpmodel.descriptor.se_atten_v2 import DescrptSeAttenV2
+from deepmd.dpmodel.fitting.ener_fitting import EnergyFittingNet
+from deepmd.dpmodel.model.ener_model import EnergyModel
+from deepmd.dpmodel.utils.serialization import traverse_model_dict
+from deepmd.pt.model.model.ener_model import EnergyModel as DenseModel
+from deepmd.pt_expt.model.ener_model import EnergyModel as GraphModel
 
 System = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 QUANTITIES = ("energy", "force", "virial", "atom_energy", "atom_virial")

@@ -31,10 +31,9 @@ NAMES = {
 # of the largest value; deepmd-kit's own two routes differ by up to 6e-6 in float32 where they are the same function
 FLOAT64, FLOAT32 = 1e-10, 2e-5
 # cu64_tri has a neighbour 5.35e-5 Å inside the cutoff, where attention that is not smooth has an angular gate of
-# R / max(|R|, 1e-12) with |R| = 5e-15. There the derivative of the switch keeps six digits: deepmd-kit's own routes, and its own
-# BLAS on different processors, differ by this much (eV/Å; an edge of 4.5 Å, from both its ends, makes eV of it). Energies do not.
+# R / max(|R|, 1e-12) with |R| = 5e-15. There the derivative of the switch keeps six digits: deepmd-kit's routes, and its BLAS
+# on different processors, differ by this much (eV/Å; an edge of 4.5 Å, from both its ends, makes eV of it). Energies do not.
 NEAR_CUTOFF = {"force": 2e-8, "virial": 1e-7, "atom_virial": 2e-7}
-Key = tuple[str, str]
 System = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
@@ -98,12 +97,6 @@ def evaluate_together(
             found[name, quantity] = out[ours][index] if quantity in ("energy", "virial") else out[ours][rows]
         start += len(coordinates)
     return found
-
-
-def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, relative to the largest value: the small forces of a random model count like any others."""
-    scale = max(float(np.abs(expected).max()), 1e-6)
-    return float(np.abs(found.reshape(expected.shape) - expected).max()) / scale
 
 
 def allowed(model: str, route: str, system: str, quantity: str) -> float:

@@ -69,7 +69,7 @@ def test_every_model_has_its_answers() -> None:
 
 @pytest.mark.parametrize(("part", "config"), [("descriptor", DescriptorConfig), ("fitting", FittingConfig)])
 def test_every_option_is_somewhere_not_at_its_default(part: str, config: Any) -> None:
-    """But those that take no part in an evaluation, and the fitting net's exclude_types: in a whole model, the model has them."""
+    """But those that take no part in an evaluation, and the exclude_types of the fitting net, which a model has itself."""
     usual = config().model_dump()
     usual["precision"] = "float64"
     missing = set(usual) - {"trainable", "rcond"} - ({"exclude_types"} if part == "fitting" else set())
