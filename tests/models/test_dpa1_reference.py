@@ -150,6 +150,7 @@ def test_the_neighbour_at_the_cutoff_is_why_some_may_be_further_off(quantity: st
         ("a0_stat", ("cu64", "water192")),
         ("a2_smooth_statzero", ("cu64", "water192")),
         ("davg_smooth", ("cu32_tri", "water24")),
+        ("davg_excl", ("cu32_tri", "water24")),
         ("davg_four", ("alloy32_four",)),
         ("env_protection", ("cu32_tri", "water24")),
         ("rcut_smth", ("cu32_tri", "water24")),

@@ -36,7 +36,7 @@ CLOSED: dict[str, Callable[[float], float]] = {
     "gelu_tf": gelu,
     "relu": lambda x: max(x, 0.0),
     "relu6": lambda x: min(max(x, 0.0), 6.0),
-    "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
+    "softplus": lambda x: x if x > 20 else max(x, 0.0) + math.log1p(math.exp(-abs(x))),
     "sigmoid": sigmoid,
     "silu": lambda x: x * sigmoid(x),
     "silut": lambda x: silut(x, 3.0),

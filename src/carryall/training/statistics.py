@@ -54,6 +54,9 @@ def environment_statistics(model: DPA1, samples: Sequence[Sample]) -> tuple[Tens
         vectors = edge_vectors(graph)
         distance = vectors.norm(dim=1)
         rows = environment_rows(vectors, switch(distance, config.rcut_smth, config.rcut), distance, config.env_protection)
+        if config.exclude_types:
+            allowed = model.descriptor.get_buffer("allowed")
+            rows = rows * allowed[graph.atom_types[graph.edge_center], graph.atom_types[graph.edge_neighbor]][:, None]
         types = local_types(graph)
         of_edge = types[graph.edge_center]
         angular = rows[:, 1:]
