@@ -98,7 +98,9 @@ class DPA1(nn.Module):
         if self.neighbor_graph_method == "legacy" and bool(self.descriptor.davg.any()):
             return None  # the energy of a centre depends on the first atom of its system, too
         # measured: attention wants its queries, keys and values in a core's own cache
-        return 640 if self.descriptor.config.attn_layer else 5000
+        if not self.descriptor.config.attn_layer:
+            return 5000
+        return 640 * 8 // self.descriptor.type_embedding.layer.w.itemsize
 
     @property
     def fitting_config(self) -> FittingConfig:
