@@ -20,8 +20,9 @@ check: $(VENV)/dev.stamp          ## lint, types, import rules
 docs: $(VENV)/docs.stamp          ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/demo.stamp         ## benchmark tables, see benchmarks/
+bench: $(VENV)/demo.stamp         ## benchmark tables, see benchmarks/; PEER=python of an environment with deepmd-kit compares with it
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/dpa1.py $(if $(PEER),--peer $(PEER))
 
 clean:
 	rm -rf $(VENV) build dist site demo

@@ -47,10 +47,8 @@ def measure(path: str, n_atoms: int, repeats: int, threads: int) -> Result:
     graph = graph_from_structures([box], potential.spec.cutoff, potential.spec.type_map)
     search_seconds = time.perf_counter() - began
     model_seconds = best(lambda: potential(graph), repeats)
-    if repeats > 1:
-        seconds = best(lambda: carryall.evaluate(potential, [box]), repeats)
-    else:
-        seconds = search_seconds + model_seconds  # minutes each
+    once = search_seconds + model_seconds  # minutes each
+    seconds = best(lambda: carryall.evaluate(potential, [box]), repeats) if repeats > 1 else once
     dtype = getattr(torch, potential.spec.dtype)
     return {
         "seconds": seconds,

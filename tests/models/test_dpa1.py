@@ -6,7 +6,7 @@ import itertools
 import operator
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -296,3 +296,29 @@ def test_per_atom_virial_by_either_convention(dpa1_pte: Path) -> None:
     assert torch.allclose(by_program, potential(graph, atomic_virial="half")["atomic_virial"], rtol=0, atol=1e-13)
     with pytest.raises(InputError, match="must be True, False, 'neighbor' or 'half', got 'both'"):
         potential(graph, atomic_virial="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["graph", "legacy"])
+def test_per_atom_virial_is_that_of_finite_differences(method: Literal["graph", "legacy"]) -> None:
+    """Energies at displaced edge vectors, four points each, summed to both ends by hand."""
+    model = small_dpa1(sel=60, method=method)
+    graph = graph_from_structures([structure("two_atoms", TYPES), structure("open", TYPES)], CUTOFF, TYPES)
+    vectors, step = edge_vectors(graph), 1e-3
+    slope = torch.zeros_like(vectors)
+    with torch.no_grad():
+        for edge, axis in itertools.product(range(graph.n_edges), range(3)):
+            for weight, factor in ((8, 1), (-8, -1), (-1, 2), (1, -2)):
+                moved = vectors.clone()
+                moved[edge, axis] += factor * step
+                slope[edge, axis] += weight * model(graph, moved).sum() / (12 * step)
+    expected = {how: torch.zeros(graph.n_atoms, 3, 3, dtype=torch.float64) for how in ("neighbor", "half")}
+    for edge in range(graph.n_edges):
+        term = -torch.outer(slope[edge], vectors[edge])
+        center, neighbor = int(graph.edge_center[edge]), int(graph.edge_neighbor[edge])
+        expected["neighbor"][neighbor] += term
+        expected["half"][neighbor] += term / 2
+        expected["half"][center] += term / 2
+    for how, value in expected.items():
+        found = EagerPotential(model)(graph, atomic_virial=how)["atomic_virial"]  # type: ignore[arg-type]
+        assert float(value.abs().max()) > 1e-2
+        assert torch.allclose(found, value, rtol=0, atol=1e-8 * float(value.abs().max()))
