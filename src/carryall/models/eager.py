@@ -13,6 +13,8 @@ from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors
 from carryall.graph.potential import PotentialSpec, with_defaults
 from carryall.models.derivatives import EnergyModel, energy_and_gradient, evaluate_model
 
+EAGER_FACTOR = 2  # larger blocks than compiled code's, since each operation takes its time to start
+
 
 @dataclass(frozen=True)
 class EagerPotential:
@@ -35,7 +37,8 @@ class EagerPotential:
             if self.spec.block_edges is None:
                 out = evaluate_model(self.model, own, atomic_virial=atomic_virial)
             else:
-                out = evaluate_in_blocks(self._edge_call, own, self.spec.block_edges, atomic_virial=atomic_virial)
+                limit = EAGER_FACTOR * self.spec.block_edges
+                out = evaluate_in_blocks(self._edge_call, own, limit, atomic_virial=atomic_virial)
         return {key: value.to(graph.device) for key, value in out.items()}
 
     def _edge_call(self, part: NeighborGraph) -> tuple[Tensor, Tensor]:

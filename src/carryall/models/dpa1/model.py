@@ -97,10 +97,9 @@ class DPA1(nn.Module):
     def _block_edges(self) -> int | None:
         if self.neighbor_graph_method == "legacy" and bool(self.descriptor.davg.any()):
             return None  # the energy of a centre depends on the first atom of its system, too
-        # measured: attention wants its queries, keys and values in a core's own cache
-        if not self.descriptor.config.attn_layer:
-            return 5000
-        return 640 * 8 // self.descriptor.type_embedding.layer.w.itemsize
+        config, itemsize = self.descriptor.config, self.descriptor.type_embedding.layer.w.itemsize
+        # measured: attention wants its queries, keys and values, 3 * attn numbers an edge, in a core's own cache
+        return min(5000, 2_000_000 // (3 * config.attn * itemsize)) if config.attn_layer else 5000
 
     @property
     def fitting_config(self) -> FittingConfig:
