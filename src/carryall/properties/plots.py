@@ -49,7 +49,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write the PNG."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png", dpi=DPI)
+    # the label beside long tick labels of a square panel lies outside what "constrained" sees
+    figure.savefig(part, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.1)
     part.replace(path)
     return path
 
