@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from carryall.package.inspect import inspect as inspect
     from carryall.package.open import load as load
     from carryall.package.pack import pack as pack
+    from carryall.package.rebuild import rebuild as rebuild
+    from carryall.package.serialization import deserialize_to_file as deserialize_to_file
+    from carryall.package.serialization import serialize_from_file as serialize_from_file
     from carryall.properties.evaluate import evaluate as evaluate
     from carryall.training import TrainConfig as TrainConfig
     from carryall.training import train as train
@@ -55,6 +58,9 @@ _NAMES = {
     "pack": "carryall.package.pack",
     "load": "carryall.package.open",
     "inspect": "carryall.package.inspect",
+    "rebuild": "carryall.package.rebuild",
+    "serialize_from_file": "carryall.package.serialization",
+    "deserialize_to_file": "carryall.package.serialization",
     "evaluate": "carryall.properties.evaluate",
     "relax": "carryall.dynamics",
     "md": "carryall.dynamics",

@@ -17,7 +17,7 @@ from carryall.data.extra_inputs import (
     input_extras,
     missing_inputs,
     structure_inputs,
-    take_fparam,
+    take_system_inputs,
 )
 from carryall.errors import InputError
 
@@ -189,7 +189,7 @@ def test_ase_atoms_carry_them_in_info_and_arrays() -> None:
     assert atoms.info["fparam"] == 2
 
 
-def test_take_fparam_leaves_the_rest() -> None:
+def test_take_system_inputs_leaves_the_rest() -> None:
     info = {"fparam": np.array([1, 2]), "other": 3}
-    assert take_fparam(info)["fparam"].tolist() == [1.0, 2.0]
+    assert take_system_inputs(info)["fparam"].tolist() == [1.0, 2.0]
     assert info == {"other": 3}

@@ -47,7 +47,7 @@ def random_graph(
     )
 
 
-def call(part: NeighborGraph) -> tuple[Tensor, Tensor]:
+def call(part: NeighborGraph) -> tuple[Tensor, Tensor, Tensor | None]:
     return energy_and_gradient(MODEL, part, edge_vectors(part))
 
 

@@ -92,6 +92,24 @@ DAMAGED = {
     "short": ({"@class": "np.ndarray", "dtype": "int64", "base64": "AAAA", "shape": [1]}, "damaged array"),
     "shape": ({"@class": "np.ndarray", "dtype": "int8", "base64": "AAAA", "shape": [2]}, "damaged array"),
     "no data": ({"@class": "np.ndarray", "dtype": "int8", "shape": [2]}, "damaged array"),
+    "dtype is a list": ({"@class": "np.ndarray", "dtype": [], "base64": "", "shape": [0]}, "array of dtype \\[\\]"),
+    "negative": ({"@class": "np.ndarray", "dtype": "int8", "base64": "AAAA", "shape": [-3, -1]}, "is no shape"),
+    "any size": ({"@class": "np.ndarray", "dtype": "int8", "base64": "AAAA", "shape": [-1]}, "is no shape"),
+    "enormous": ({"@class": "np.ndarray", "dtype": "int8", "base64": "AAAA", "shape": [2**62, 4]}, "is no shape"),
+    "enormous product": ({"@class": "np.ndarray", "dtype": "int8", "base64": "AAAA", "shape": [2**39] * 9}, "do not make int8"),
+    "many axes": ({"@class": "np.ndarray", "dtype": "int8", "base64": "AA==", "shape": [1] * 65}, "is no shape"),
+    "shape of a number": ({"@class": "np.ndarray", "dtype": "int8", "base64": "AAAA", "shape": 3}, "is no shape"),
+    "shape of floats": ({"@class": "np.ndarray", "dtype": "int8", "base64": "AAAA", "shape": [3.0]}, "is no shape"),
+    "shape of truths": ({"@class": "np.ndarray", "dtype": "int8", "base64": "AA==", "shape": [True]}, "is no shape"),
+    "bytes are a number": ({"@class": "np.ndarray", "dtype": "int8", "base64": 5, "shape": [1]}, "damaged array"),
+    "neither true nor false": ({"@class": "np.ndarray", "dtype": "bool", "base64": "Ag==", "shape": [1]}, "neither 0 nor 1"),
+    "ragged": ({"@class": "np.ndarray", "dtype": "float64", "value": [[1.0], [1.0, 2.0]]}, "damaged array"),
+    "no value": ({"@class": "np.ndarray", "dtype": "float64", "value": None}, "neither a number nor a list"),
+    "beyond the type": ({"@class": "np.ndarray", "dtype": "int64", "value": [2**70]}, "damaged array"),
+    "deep value": ({"@class": "np.ndarray", "dtype": "int64", "value": json.loads("[" * 80 + "]" * 80)}, "damaged array"),
+    "NaN": ('{"x": NaN}', "not valid JSON: NaN is no number"),
+    "infinite": ('{"x": -Infinity}', "not valid JSON: -Infinity is no number"),
+    "huge number": ('{"x": ' + "9" * 5000 + "}", "not valid JSON"),
 }
 
 
@@ -100,3 +118,7 @@ def test_damaged_text_is_an_input_error(name: str) -> None:
     content, message = DAMAGED[name]
     with pytest.raises(InputError, match=message):
         from_json(json.dumps(content) if isinstance(content, dict) else content)
+
+
+def test_nan_where_another_program_wrote_it() -> None:
+    assert np.isnan(from_json('{"x": NaN}', finite=False)["x"])

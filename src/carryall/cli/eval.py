@@ -34,6 +34,8 @@ class EvalConfig:
     """Folder for tables and picture."""
     device: str = "cpu"
     """Where to run."""
+    rebuild: bool = False
+    """Compile a .pt2 that does not fit this machine from its source, once, into the cache."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -42,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     if not config.data:
         raise InputError("no data: give at least one file with labelled structures")
     structures = read_files(config.data)
-    potential = load_potential(config.model, config.device)
+    potential = load_potential(config.model, config.device, config.rebuild)
     check_against(potential, structures, str(config.data[0]) if len(config.data) == 1 else "data")
     from carryall.properties.errors_table import as_text, error_table, predict, write_errors, write_structure_errors
 

@@ -21,11 +21,11 @@ def notify(message: str) -> None:
     print(f"carryall: {message}", file=sys.stderr)
 
 
-def load_potential(model: str, device: str = "cpu") -> Potential:
+def load_potential(model: str, device: str = "cpu", rebuild: bool = False) -> Potential:
     """A file or a built-in name; what takes long, or runs otherwise than asked, is said."""
     from carryall.package.open import load
 
-    return load(model, device, notify=notify)
+    return load(model, device, rebuild=rebuild, notify=notify)
 
 
 def read_files(paths: Sequence[Path]) -> list[AtomicData]:

@@ -14,6 +14,7 @@ from carryall.cli.arguments import parse
 from carryall.cli.console import console, show_settings, show_table
 
 WEIGHTS = "/weights/weight_"
+DEFINITIONS = ("input_defs", "output_defs")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,15 @@ def run(argv: Sequence[str]) -> int:
 
 def _show(facts: dict[str, Any]) -> None:
     out = console()
-    out.print(f"[bold]{facts['path']}[/bold]  {facts['bytes'] / 1e6:.2f} MB")
-    show_settings(facts["metadata"])
+    note = ", not carryall's: nothing vouches for it" if facts.get("foreign") else ", signed" if facts.get("signed") else ""
+    out.print(f"[bold]{facts['path']}[/bold]  {facts['bytes'] / 1e6:.2f} MB{note}")
+    metadata = facts["metadata"]
+    show_settings({key: value for key, value in metadata.items() if key not in DEFINITIONS})
+    for key in DEFINITIONS:
+        if metadata.get(key):
+            rows = [(one["name"], one["dtype"], "(" + ", ".join(map(str, one["shape"])) + ")", one["unit"]) for one in metadata[key]]
+            out.print()
+            show_table(("name", "dtype", "shape", "unit or meaning"), rows, title=key.removesuffix("_defs") + "s of the program")
     if facts.get("training"):
         out.print("\n[bold]training[/bold]")
         show_settings(facts["training"])
@@ -58,4 +66,5 @@ def _show(facts: dict[str, Any]) -> None:
                 (f"{len(weights)} entries of weights", f"{sum(entry['size'] for entry in weights.values()):,}", "see --json")
             )
         out.print()
-        show_table(("entry", "bytes", "SHA-256, first 16"), rows, title="entries, all as the manifest says")
+        title = "entries" if facts.get("foreign") else "entries, all as the manifest says"
+        show_table(("entry", "bytes", "SHA-256, first 16"), rows, title=title)

@@ -59,13 +59,15 @@ class MDConfig:
     """Of velocities and noise."""
     device: str = "cpu"
     """Where to run."""
+    rebuild: bool = False
+    """Compile a .pt2 that does not fit this machine from its source, once, into the cache."""
 
 
 def run(argv: Sequence[str]) -> int:
     """The verb."""
     config = parse(MDConfig, "md", argv)
     structures = read_files(config.start) if config.start else built_in_start(config.model)
-    potential = load_potential(config.model, config.device)
+    potential = load_potential(config.model, config.device, config.rebuild)
     check_against(potential, structures, str(config.start[0]) if len(config.start) == 1 else "start")
     checkpoint = config.out / "checkpoint.pt"
     if checkpoint.exists() and not config.resume:

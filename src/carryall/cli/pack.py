@@ -26,8 +26,14 @@ class PackConfig:
     """Weights inside the program; inputs and outputs are float64 either way."""
     device: str = "cpu"
     """Where the program will run."""
+    cpu_level: str | None = None
+    """Lowest CPU that a .pt2 shall run on: x86-64-v2, x86-64-v3 (AVX2) or x86-64-v4 (AVX-512); left out: this one's."""
+    compress: bool = False
+    """Tables in place of DPA-1's embedding nets: faster without attention, errors measured and written into the file."""
     neighbor_graph_method: Literal["graph", "legacy"] | None = None
     """Every neighbour and no padding, or DeePMD's padded neighbour lists; left out: the model's own."""
+    target: Literal["carryall", "deepmd"] = "carryall"
+    """Whose engines run the file: carryall's, or deepmd-kit's (DeepPot and LAMMPS' pair_style deepmd; .pt2 only)."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -37,7 +43,6 @@ def run(argv: Sequence[str]) -> int:
         raise InputError(
             f"{config.path}: the suffix says what to write: give a name that ends in .pt2 (compiled) or .pte (portable)"
         )
-    from carryall.package.inspect import inspect
     from carryall.package.pack import pack
 
     show_settings(vars(config))
@@ -47,13 +52,24 @@ def run(argv: Sequence[str]) -> int:
             config.path,
             dtype=config.dtype,
             device=config.device,
+            cpu_level=config.cpu_level,
+            compress=config.compress,
             neighbor_graph_method=config.neighbor_graph_method,
+            target=config.target,
             notify=console().print,
         )
+    show_packed(path)
+    return 0
+
+
+def show_packed(path: Path) -> None:
+    """One line about a file that was just written."""
+    from carryall.package.inspect import inspect
+
     facts = inspect(path)
     metadata = facts["metadata"]
+    fit = f", {metadata['device']} {metadata['cpu_level']}" if metadata["kind"] == "pt2" else ""
     console().print(
         f"{path}: {facts['bytes'] / 1e6:.2f} MB, {metadata['model_type']}, {' '.join(metadata['type_map'])}, "
-        f"cutoff {metadata['cutoff']:g} Å, {metadata['dtype']}; same numbers as the model on all check graphs"
+        f"cutoff {metadata['cutoff']:g} Å, {metadata['dtype']}{fit}; same numbers as the model on all check graphs"
     )
-    return 0

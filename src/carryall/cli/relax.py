@@ -45,6 +45,8 @@ class RelaxConfig:
     """Atoms that are worked on at once."""
     device: str = "cpu"
     """Where to run."""
+    rebuild: bool = False
+    """Compile a .pt2 that does not fit this machine from its source, once, into the cache."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
     config = parse(RelaxConfig, "relax", argv)
     if not config.files:
         raise InputError("no structures: give at least one file, as in carryall relax *.cif --model model.pt2")
-    potential = load_potential(config.model, config.device)
+    potential = load_potential(config.model, config.device, config.rebuild)
     rows = read_rows(config.files, potential)
     usable = [row for row in rows if row.reason is None and row.structure is not None]
     if not usable:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from carryall.data.atomic_data import AtomicData
-from carryall.data.extra_inputs import take_fparam
+from carryall.data.extra_inputs import take_spins, take_system_inputs
 from carryall.data.extxyz import select_frames
 from carryall.data.fields import FIELDS
 from carryall.data.labels import LabelKeys, full_stress, take_labels
@@ -37,15 +37,15 @@ def from_ase(atoms: ase.Atoms, keys: LabelKeys | None = None) -> AtomicData:
     """The structure of an `ase.Atoms`; nothing is computed.
 
     Labels are what the calculator holds for exactly this structure, and label keys in `atoms.info` and `atoms.arrays`, with the
-    precedence of the extended XYZ reader (REF_ and dft_ keys before plain results). info["fparam"] becomes
-    system_extras["fparam"]. FixAtoms and FixCartesian become atom_extras["move_mask"], (n_atoms, 3) bool, true where an atom
-    may move; another constraint is left out with a warning.
+    precedence of the extended XYZ reader (REF_ and dft_ keys before plain results). info["fparam"] and info["charge_spin"] become
+    system_extras. Spins are arrays["spin"], (n_atoms, 3), else magnetic moments. FixAtoms and FixCartesian become
+    atom_extras["move_mask"], (n_atoms, 3) bool, true where an atom may move; another constraint is left out with a warning.
     """
     info = dict(atoms.info)
     columns = {name: np.array(array) for name, array in atoms.arrays.items() if name not in _OWN_ARRAYS}
     results = _results(atoms)
     info.update({name: results[name] for name in ("energy", "stress") if name in results})
-    system_extras = take_fparam(info)
+    system_extras = take_system_inputs(info)
     columns.update({name: results[name] for name in ("forces",) if name in results})
     cell = np.array(atoms.cell.array) if atoms.cell.any() else None
     values: dict[str, Any] = take_labels(info, columns, cell, keys or LabelKeys())
@@ -56,6 +56,8 @@ def from_ase(atoms: ase.Atoms, keys: LabelKeys | None = None) -> AtomicData:
     for field, result, array in (("charges", "charges", "initial_charges"), ("spins", "magmoms", "initial_magmoms")):
         if result in results or atoms.has(array):
             values[field] = results[result] if result in results else atoms.arrays[array]
+    if (vectors := take_spins(columns)) is not None:
+        values["spins"] = vectors
     if atoms.constraints:
         mask = _move_mask(atoms)
         if not mask.all():

@@ -1,8 +1,9 @@
 """DeePMD npy folders: a system is type.raw, type_map.raw, an optional empty nopbc, and set.NNN/*.npy.
 
 Arrays have one row a frame: coord (3 n_atoms), box (9), energy, force (3 n_atoms), virial (9, eV, = -volume * stress), and in
-the mixed-type form real_atom_types (n_atoms), where -1 is a virtual atom. aparam, atom_ener and fparam are kept as extras (the
-first and the last are written, too); other arrays are left aside.
+the mixed-type form real_atom_types (n_atoms), where -1 is a virtual atom. spin (3 n_atoms) becomes `spins`; aparam, atom_ener,
+fparam, charge_spin and force_mag (3 n_atoms, as atom_extras["magnetic_forces"]) are kept as extras. All but atom_ener are
+written, too; other arrays are left aside.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from carryall.data.atomic_data import AtomicData, formula
 from carryall.data.elements import atomic_number, symbol_of
-from carryall.data.extra_inputs import structure_inputs
+from carryall.data.extra_inputs import OF_SYSTEM, structure_inputs
 from carryall.errors import InputError
 
 _PER_ATOM = ("aparam", "atom_ener")
+_MAGNETIC = "magnetic_forces"
 
 
 def is_system(path: Path) -> bool:
@@ -41,8 +43,8 @@ def write_deepmd(
     """Write structures as a new system folder, or one folder for each kind of structure (`000.O64H128`, ...) when they differ.
 
     Structures of one folder share atoms in the same order (with `mixed_type` only their number), periodicity and the labels
-    they have. The format holds positions, energy, forces, fparam, aparam and, of periodic structures, cell and stress (as
-    virial); nothing else is written.
+    they have. The format holds positions, energy, forces, fparam, aparam, charge_spin, spins that are vectors, their forces
+    (atom_extras["magnetic_forces"]) and, of periodic structures, cell and stress (as virial); nothing else is written.
     """
     path = Path(path)
     groups: dict[tuple[object, ...], list[AtomicData]] = {}
@@ -89,7 +91,9 @@ def _read_set(folder: Path, atom_types: np.ndarray, symbols: list[str], periodic
     force = _load(folder / "force.npy", n_frames, 3 * n_atoms)
     virial = _load(folder / "virial.npy", n_frames, 9)
     per_atom = {name: _load(folder / f"{name}.npy", n_frames, None) for name in _PER_ATOM}
-    fparam = _load(folder / "fparam.npy", n_frames, None)
+    per_atom[_MAGNETIC] = _load(folder / "force_mag.npy", n_frames, 3 * n_atoms)
+    of_system = {name: _load(folder / f"{name}.npy", n_frames, None) for name in OF_SYSTEM}
+    spin = _load(folder / "spin.npy", n_frames, 3 * n_atoms)
     real = _load(folder / "real_atom_types.npy", n_frames, n_atoms)
     frame_types = np.repeat(atom_types[None], n_frames, axis=0) if real is None else real.astype(np.int64)
     found = []
@@ -111,7 +115,8 @@ def _read_set(folder: Path, atom_types: np.ndarray, symbols: list[str], periodic
                     stress=None if virial is None or not volume else -virial[i].reshape(3, 3) / volume,
                     info={} if virial is None or volume else {"virial": virial[i].reshape(3, 3)},
                     atom_extras={k: v[i].reshape(n_atoms, -1)[keep] for k, v in per_atom.items() if v is not None},
-                    system_extras={} if fparam is None else {"fparam": fparam[i]},
+                    system_extras={k: v[i] for k, v in of_system.items() if v is not None},
+                    spins=None if spin is None else spin[i].reshape(-1, 3)[keep],
                 )
             )
         except InputError as error:
@@ -194,8 +199,10 @@ def _arrays(part: list[AtomicData]) -> dict[str, np.ndarray]:
 
 
 def _extra_arrays(data: AtomicData) -> dict[str, np.ndarray]:
-    """fparam and aparam, one row each, as far as the structure has them."""
-    return {name: _array(value).reshape(-1) for name, value in structure_inputs(data).items()}
+    """fparam, aparam, spin, charge_spin and force_mag, one row each, as far as the structure has them."""
+    found = {name: _array(value).reshape(-1) for name, value in structure_inputs(data).items()}
+    labels = data.atom_extras.get(_MAGNETIC)
+    return found if labels is None else {**found, "force_mag": _array(labels).reshape(-1)}
 
 
 def _array(value: Tensor | None) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Extended XYZ: a strict reader and a writer, in full precision, that understand each other and ASE's `ase.io.extxyz`.
 
 Columns of `Properties` that have a field of their own: species or Z, pos, forces (by label key), momenta (velocities times
-mass, as ASE writes them), masses, charges or initial_charges, magmoms or initial_magmoms (spins). Other numeric columns become
-`atom_extras`; text columns become arrays of strings in `info`, and are columns again when written. `move_mask` is kept as
-`atom_extras["move_mask"]`, (n_atoms, 3) bool, true where an atom may move. fparam of the comment line becomes
-`system_extras["fparam"]`.
+mass, as ASE writes them), masses, charges or initial_charges, magmoms or initial_magmoms or, as vectors, spin (spins). Other
+numeric columns become `atom_extras`; text columns become arrays of strings in `info`, and are columns again when written.
+`move_mask` is kept as `atom_extras["move_mask"]`, (n_atoms, 3) bool, true where an atom may move. fparam and charge_spin of the
+comment line become `system_extras`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from carryall.data.atomic_data import AtomicData
 from carryall.data.elements import MASSES, N_ELEMENTS, atomic_number
-from carryall.data.extra_inputs import take_fparam
+from carryall.data.extra_inputs import take_spins, take_system_inputs
 from carryall.data.extxyz_comment import RESERVED, format_comment, parse_comment
 from carryall.data.fields import FIELDS
 from carryall.data.labels import LabelKeys, take_labels
@@ -198,13 +198,15 @@ def _structure(
         present = [name for name in names if name in columns]
         if present:
             values[field] = columns.pop(present[0])
+    if (vectors := take_spins(columns)) is not None:
+        values["spins"] = vectors
     if "move_mask" in columns:
         mask = columns["move_mask"].astype(bool)
         columns["move_mask"] = np.repeat(mask[:, None], 3, axis=1) if mask.ndim == 1 else mask
     # A column named like a field of its own, say a second set of forces, is kept under another name.
     extras = {f"{name}_column" if name in FIELDS else name: column for name, column in columns.items()}
     text = {f"{name}_column" if name in info else name: column for name, column in text.items()}
-    system_extras = take_fparam(info)
+    system_extras = take_system_inputs(info)
     return AtomicData(**values, info={**info, **text}, atom_extras=extras, system_extras=system_extras)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
-from carryall.data.extra_inputs import extra_inputs
+from carryall.data.extra_inputs import FIELD, extra_inputs
 from carryall.dynamics.status import EVALUATED, OUTCOME, PREVIOUS_ENERGY, STATUS, Outcome, atom_rows, keep_frozen
 from carryall.dynamics.thermo import mobile
 from carryall.errors import InputError
@@ -21,6 +21,7 @@ COMPACT_BELOW = 0.8
 """Finished systems leave the model call when running ones hold less than this part of its atoms: a new search costs too."""
 NOT_FINITE = "energy or forces are not finite"
 SYSTEM_OUTPUTS = ("energy", "virial")
+ATOM_OUTPUTS = ("forces", "magnetic_forces")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Selection:
     """(m,) int64 atoms of the batch; None for all."""
     fparam: Tensor | None = None
     aparam: Tensor | None = None
+    spins: Tensor | None = None
+    charge_spin: Tensor | None = None
 
     def system_of(self, index: int) -> int:
         """Index in the batch of a system of the call."""
@@ -125,10 +128,10 @@ class ForceEvaluator:
         systems, atoms = self._membership(batch, running)
         if systems is None or atoms is None:
             return Selection(
-                batch.positions, batch.atomic_numbers, batch.system, batch.cell, batch.pbc, None, None, **extra_inputs(batch)
+                batch.positions, batch.atomic_numbers, batch.system, batch.cell, batch.pbc, None, None, **_inputs(batch)
             )
-        rows = {"fparam": systems, "aparam": atoms}
-        extra = {name: value.index_select(0, rows[name]) for name, value in extra_inputs(batch).items()}
+        rows = {"system": systems, "atom": atoms}
+        extra = {name: value.index_select(0, rows[batch.level_of(name)]) for name, value in _inputs(batch).items()}
         place = torch.full((batch.n_systems,), -1, dtype=torch.int64, device=batch.device)
         place[systems] = torch.arange(len(systems), device=batch.device)
         return Selection(
@@ -166,8 +169,10 @@ class ForceEvaluator:
         for key in SYSTEM_OUTPUTS:
             if key in output:
                 _write(batch, key, output[key], "system", chosen.systems, running)
-        forces = output["forces"]
-        _write(batch, "forces", forces, "atom", chosen.atoms, None if running is None else atom_rows(running, batch))
+        moving = None if running is None else atom_rows(running, batch)
+        for key in ATOM_OUTPUTS:
+            if key in output:
+                _write(batch, key, output[key], "atom", chosen.atoms, moving)
         mask = mobile(batch)
         if mask is not None:
             batch.forces = torch.where(mask, batch.forces, 0.0)
@@ -181,6 +186,11 @@ class ForceEvaluator:
             batch.energy = batch.positions.new_full((batch.n_systems,), torch.nan, dtype=torch.float64)
         if "forces" not in batch:
             batch.forces = torch.zeros_like(batch.positions)
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    """What potentials take beside the geometry, by its names in a batch."""
+    return {FIELD.get(name, name): value for name, value in extra_inputs(batch).items()}
 
 
 def _write(batch: Batch, key: str, value: Tensor, level: str, rows: Tensor | None, mask: Tensor | None) -> None:

@@ -32,8 +32,10 @@ GEOMETRY = {"positions", "numbers", "cell", "pbc", "parameters"}
 class Calculator(AseCalculator):
     """`atoms.calc = Calculator(potential)`: energy and energies (eV), forces (eV/Å), stress (eV/Å³, Voigt, ASE's sign).
 
-    Everything comes from one model call, made only when positions, elements, cell or periodicity changed; neighbours are
-    searched again only when an atom may have moved further than `skin` (Å) allows. free_energy is the energy: a potential
+    A potential that takes spins has those of `atoms.get_initial_magnetic_moments()`, three numbers for each atom (or of
+    `atoms.arrays["spin"]`), and adds `results["magnetic_forces"]` (n, 3), eV per unit of spin.
+    Everything comes from one model call, made only when positions, elements, cell, periodicity or what else the potential takes
+    changed; neighbours are searched again only when an atom may have moved further than `skin` (Å) allows. free_energy is the energy: a potential
     knows no electronic temperature. Stress is there for structures with a cell of three vectors. Raises InputError for an
     element that the potential does not know, positions that are not finite, coincident atoms, or a cell without volume.
     """
@@ -51,19 +53,18 @@ class Calculator(AseCalculator):
     def __init__(self, potential: Potential, skin: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.potential = potential
+        if potential.spec.spin:
+            self.implemented_properties = [*self.implemented_properties, "magnetic_forces"]
         self.neighbors = SkinNeighborList(potential.spec.cutoff, potential.spec.type_map, skin)
         self.n_calls = 0
         """Model calls made."""
 
     def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
-        """What changed since the last calculation; "parameters" are fparam and aparam, where the potential takes them."""
+        """What changed since the last calculation; "parameters" are spins, fparam and so on, where the potential takes any."""
         changes = list(super().check_state(atoms, tol))
         if self.potential.spec.extra_inputs and self.atoms is not None:
-            old, new = (ase_extras(one.info, one.arrays) for one in (self.atoms, atoms))
-            values = [
-                (old[level].get(name), new[level].get(name)) for level in old for name in old[level].keys() | new[level].keys()
-            ]
-            if any(a is None or b is None or not np.array_equal(a, b) for a, b in values):
+            old, new = (_inputs(one) for one in (self.atoms, atoms))
+            if old.keys() != new.keys() or any(not np.array_equal(old[name], new[name]) for name in old):
                 changes.append("parameters")
         return changes
 
@@ -87,10 +88,17 @@ class Calculator(AseCalculator):
         self.n_calls += 1
         energy = float(output["energy"][0])
         self.results = {"energy": energy, "free_energy": energy}
-        for key, name in (("atomic_energy", "energies"), ("forces", "forces")):
+        for key, name in (("atomic_energy", "energies"), ("forces", "forces"), ("magnetic_forces", "magnetic_forces")):
             if key in output:
                 self.results[name] = output[key].detach().to("cpu", torch.float64).numpy().copy()
         volume = abs(structure.cell.volume)
         if "virial" in output and volume > 0:
             virial = output["virial"][0].detach().to("cpu", torch.float64).numpy()
             self.results["stress"] = full_3x3_to_voigt_6_stress(-virial / volume)
+
+
+def _inputs(atoms: ase.Atoms) -> dict[str, np.ndarray]:
+    """What potentials take beside the geometry, by name."""
+    found = ase_extras(atoms.info, atoms.arrays)
+    spins = {"spins": found["spins"]} if "spins" in found else {}
+    return {**found["system_extras"], **found["atom_extras"], **spins}

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from carryall.graph.edge_terms import AtomicVirial, reduce_edges
 from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors, local_index
+from carryall.graph.potential import MAGNETIC
 from carryall.graph.segments import segment_sum
 
 CHUNK = 4096  # centres whose edge terms are summed together, at least
 CHUNKS = 64  # that a system has at most, since each adds into all atoms
 GPU_FACTOR = 512  # a GPU holds and wants more than a CPU's cache
 
-EdgeCall = Callable[[NeighborGraph], tuple[Tensor, Tensor]]
-"""From a graph to its atomic energies (n_local,) and dE/d(edge vector) (n_edges, 3)."""
+EdgeCall = Callable[[NeighborGraph], tuple[Tensor, Tensor, Tensor | None]]
+"""From a graph to its atomic energies (n_local,), dE/d(edge vector) (n_edges, 3) and dE/d(spin) (n_atoms, 3) or None."""
 
 
 def evaluate_in_blocks(
@@ -41,12 +42,19 @@ def evaluate_in_blocks(
         part, order = by_degree(graph, begin, end)
         vectors = edge_vectors(part).detach()
         gradient = torch.zeros_like(vectors)
-        energies = [atomic_energy.new_zeros(0)]
+        energies, of_centers, of_neighbors = [atomic_energy.new_zeros(0)], [], []
         for star, edges in star_graphs(part, order, vectors, limit):
-            energy, found = call(star)
+            energy, found, by_spin = call(star)
             energies.append(energy)
             gradient[edges] = found
+            if by_spin is not None:
+                of_centers.append(by_spin[: star.n_local])
+                of_neighbors.append(by_spin[star.n_local :])
         atomic_energy[order] = torch.cat(energies)
+        if of_centers:
+            rows = torch.cat([*of_centers, *of_neighbors])
+            by_atom = segment_sum(rows, torch.cat([order, part.edge_neighbor]), graph.n_atoms)
+            out[MAGNETIC] = out[MAGNETIC].sub_(by_atom) if MAGNETIC in out else -by_atom
         sums = reduce_edges(part, atomic_energy, vectors, gradient, atomic_virial=atomic_virial)
         for name in sums.keys() - {"energy", "atomic_energy"}:
             out[name] = out[name].add_(sums[name]) if name in out else sums[name]
@@ -98,11 +106,13 @@ def star_graphs(part: NeighborGraph, order: Tensor, vectors: Tensor, limit: int)
     origin, no_shift = vectors.new_zeros(len(order), 3), part.edge_shift.new_zeros(1, 3)
     cell = part.cell.new_zeros(last - first + 1, 3, 3)
     place = torch.repeat_interleave(count[: len(order)], part.ptr.diff(), output_size=ptr[-1])
-    fparam = None if part.fparam is None else part.fparam[first : last + 1]
+    fparam, charge_spin = (None if value is None else value[first : last + 1] for value in (part.fparam, part.charge_spin))
+    has_rows = part.aparam is not None or part.spin is not None
     for c0, c1 in cuts(ptr, limit):
         e0, e1 = ptr[c0], ptr[c1]
         n_centers, n_edges = c1 - c0, e1 - e0
-        aparam = None if part.aparam is None else part.aparam[torch.cat([center[c0:c1], neighbor[e0:e1]])]
+        atoms = torch.cat([center[c0:c1], neighbor[e0:e1]]) if has_rows else None
+        aparam, spin = (None if value is None else value[atoms] for value in (part.aparam, part.spin))
         yield (
             NeighborGraph(
                 positions=torch.cat([origin[c0:c1], vectors[e0:e1]]),
@@ -118,6 +128,8 @@ def star_graphs(part: NeighborGraph, order: Tensor, vectors: Tensor, limit: int)
                 rank=count[: ptr[c1] - ptr[c1 - 1] if c1 else 0],
                 fparam=fparam,
                 aparam=aparam,
+                spin=spin,
+                charge_spin=charge_spin,
             ),
             slice(e0, e1),
         )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from carryall.errors import InputError
 
 COINCIDENT = 1e-6  # Å: closer atoms have no direction between them
 EDGES_AT_ONCE = 1 << 20  # of a pass over all edges that keeps only one number of each
-EXTRA_INPUTS = ("fparam", "aparam")
+EXTRA_INPUTS = ("fparam", "aparam", "spin", "charge_spin")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,12 @@ class NeighborGraph:
     """(n_systems, numb_fparam) float, parameters of a whole system that some models take (DeePMD's name)."""
     aparam: Tensor | None = None
     """(n_atoms, numb_aparam) float, parameters of each atom, likewise."""
+    spin: Tensor | None = None
+    """(n_atoms, 3) float, magnetic moments in the unit that the model was trained in, commonly Bohr magnetons."""
+    charge_spin: Tensor | None = None
+    """(n_systems, dim_chg_spin) float, commonly the total charge (e) and the spin multiplicity of a system (DeePMD's name)."""
+    exchange: Any = None
+    """A `carryall.exchange.Exchange` where ghosts belong to other ranks, no tensor; None where one process owns all."""
 
     @property
     def n_atoms(self) -> int:
@@ -84,14 +91,15 @@ class NeighborGraph:
         """Where the tensors live."""
         return self.positions.device
 
-    def replace(self, **changes: Tensor | None) -> NeighborGraph:
+    def replace(self, **changes: Any) -> NeighborGraph:
         """A copy with some fields exchanged."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(self, **changes)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> NeighborGraph:
         """The graph with `function` of each field that it has."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return NeighborGraph(**{name: function(value) for name, value in values.items() if value is not None})
+        exchange = values.pop("exchange")
+        return NeighborGraph(**{name: function(value) for name, value in values.items() if value is not None}, exchange=exchange)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> NeighborGraph:
         """The graph on another device, its floating-point fields in another dtype."""
@@ -178,7 +186,7 @@ def select_edges(graph: NeighborGraph, keep: Tensor) -> NeighborGraph:
 def concatenate(graphs: Sequence[NeighborGraph]) -> NeighborGraph:
     """One graph of many; systems keep their order. Graphs with ghosts do not concatenate (owned atoms must come first).
 
-    `fparam` and `aparam` belong to all graphs or to none.
+    Each of `EXTRA_INPUTS` belongs to all graphs or to none.
     """
     if not graphs:
         raise InputError("cannot concatenate an empty list of graphs: give at least one")
@@ -187,6 +195,8 @@ def concatenate(graphs: Sequence[NeighborGraph]) -> NeighborGraph:
             raise InputError(
                 f"graph {index} has {graph.n_atoms - graph.n_local} ghost atoms: only graphs without ghosts concatenate"
             )
+        if graph.exchange is not None:
+            raise InputError(f"graph {index} has an exchange, whose plan is for that graph alone: make one for the whole")
     atoms = torch.tensor([0] + [g.n_atoms for g in graphs]).cumsum(0).tolist()
     edges = torch.tensor([0] + [g.n_edges for g in graphs]).cumsum(0).tolist()
     systems = torch.tensor([0] + [g.n_systems for g in graphs]).cumsum(0).tolist()
@@ -271,6 +281,8 @@ _FIELDS: dict[str, tuple[torch.dtype | None, tuple[str | int, ...]]] = {
     "ghost_owner": (torch.int64, ("n_ghost",)),
     "fparam": (None, ("n_systems", "numb_fparam")),
     "aparam": (None, ("n_atoms", "numb_aparam")),
+    "spin": (None, ("n_atoms", 3)),
+    "charge_spin": (None, ("n_systems", "dim_chg_spin")),
 }
 """Type (None: any floating-point one) and shape of each field; the first to have a size defines it."""
 

@@ -18,7 +18,15 @@ from carryall.data.elements import atomic_number
 from carryall.data.extra_inputs import extra_inputs, input_extras, missing_inputs
 from carryall.errors import InputError, nearest
 from carryall.graph import nvalchemi
-from carryall.graph.neighbor_graph import COINCIDENT, NeighborGraph, pointer, rows_times, select_edges, squared_lengths
+from carryall.graph.neighbor_graph import (
+    COINCIDENT,
+    EXTRA_INPUTS,
+    NeighborGraph,
+    pointer,
+    rows_times,
+    select_edges,
+    squared_lengths,
+)
 from carryall.graph.ordering import edge_order
 
 WIDER = 1 + 1e-8  # searches go this much beyond the cutoff, so that one comparison decides what is inside it
@@ -231,7 +239,7 @@ class SkinNeighborList:
         if self._wide is None or not self._still_valid(batch):
             self._search(batch)
         assert self._wide is not None
-        current = {"fparam": None, "aparam": None, **extra_inputs(batch)}
+        current = {**dict.fromkeys(EXTRA_INPUTS), **extra_inputs(batch)}
         wide = self._wide.replace(positions=batch.positions.detach().clone(), cell=batch.cell.detach().clone(), **current)
         return select_edges(wide, squared_lengths(wide) <= self.cutoff**2)
 

@@ -45,6 +45,8 @@ def graph_from_padded(
     cutoff: float | None = None,
     fparam: Tensor | None = None,
     aparam: Tensor | None = None,
+    extended_spin: Tensor | None = None,
+    charge_spin: Tensor | None = None,
 ) -> NeighborGraph:
     """Graph of the padded form, shapes as in `PaddedNeighbors`; one system for each frame.
 
@@ -54,7 +56,8 @@ def graph_from_padded(
     Edge vectors are differentiable in the coordinates that the graph keeps.
 
     Virtual atoms are left out, and never have edges: atoms of the graph are those with type >= 0, in order. With `cutoff` (Å)
-    entries beyond it, those of a list with a skin, are left out too. fparam (nf, n), aparam (nf, nloc, n) go along.
+    entries beyond it, those of a list with a skin, are left out too. fparam and charge_spin (nf, n), aparam (nf, nloc, n) and
+    extended_spin (nf, nall, 3) go along.
     InputError names a bad entry by its place in `nlist`.
     """
     _check_shapes(extended_coord, extended_atype, nlist, mapping, cell)
@@ -91,6 +94,8 @@ def graph_from_padded(
         ghost_owner=home[ghosts] if mapping is not None and cell is None else None,
         fparam=fparam,
         aparam=None if aparam is None else _spread(aparam, owned[:, :nloc], len(atoms)),
+        spin=None if extended_spin is None else _of_atoms("extended_spin", extended_spin, frames, nall, atoms),
+        charge_spin=charge_spin,
     )
     validate(graph, lambda edge: _name(entry, int(order[edge])))
     return graph if cutoff is None else select_edges(graph, squared_lengths(graph) <= cutoff**2)
@@ -186,6 +191,13 @@ def _spread(values: Tensor, owned: Tensor, n_atoms: int) -> Tensor:
         raise InputError(f"aparam has shape {tuple(values.shape)}, expected ({owned.shape[0]}, {owned.shape[1]}, numb_aparam)")
     mine = values.reshape(-1, values.shape[2]).index_select(0, owned.reshape(-1).nonzero().squeeze(1))
     return torch.cat([mine, mine.new_zeros(n_atoms - len(mine), mine.shape[1])])
+
+
+def _of_atoms(name: str, values: Tensor, frames: int, nall: int, atoms: Tensor) -> Tensor:
+    """(n_atoms, 3) rows of `values` (nf, nall, 3)."""
+    if tuple(values.shape) != (frames, nall, 3):
+        raise InputError(f"{name} has shape {tuple(values.shape)}, expected {(frames, nall, 3)}")
+    return values.reshape(-1, 3).index_select(0, atoms)
 
 
 def _name(entry: Entries, edge: int) -> str:

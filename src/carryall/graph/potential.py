@@ -13,6 +13,7 @@ from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph
 
 DTYPES = ("float32", "float64")
+MAGNETIC = "magnetic_forces"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class PotentialSpec:
     type_map: tuple[str, ...]
     """Chemical symbols in the order of the atom types."""
     outputs: tuple[str, ...] = ("energy", "atomic_energy", "forces", "virial", "atomic_virial")
-    """What a call can return; atomic_virial on request only."""
+    """What a call can return; atomic_virial on request only, magnetic_forces where it takes spins."""
     message_passing: bool = False
     """Whether features of ghosts must be exchanged between ranks."""
     dtype: str = "float64"
@@ -39,6 +40,12 @@ class PotentialSpec:
     """What `graph.fparam` is where a graph has none; None: it has to have them."""
     dim_aparam: int = 0
     """Parameters of each atom that it takes, `graph.aparam`."""
+    spin: bool = False
+    """Whether it takes the magnetic moments of the atoms, `graph.spin`."""
+    dim_chg_spin: int = 0
+    """Numbers for charge and spin of a whole system that it takes, `graph.charge_spin`; commonly 2."""
+    default_chg_spin: tuple[float, ...] | None = None
+    """What `graph.charge_spin` is where a graph has none; None: it has to have them."""
 
     def __post_init__(self) -> None:
         if not self.cutoff > 0:
@@ -47,11 +54,16 @@ class PotentialSpec:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if len(set(self.type_map)) != len(self.type_map) or not self.type_map:
             raise InputError(f"type_map must name each element once, got {self.type_map}")
+        if self.default_chg_spin is not None and len(self.default_chg_spin) != self.dim_chg_spin:
+            raise InputError(f"default_chg_spin has {len(self.default_chg_spin)} values, dim_chg_spin is {self.dim_chg_spin}")
+        if self.spin and MAGNETIC not in self.outputs:
+            object.__setattr__(self, "outputs", (*self.outputs, MAGNETIC))
 
     @property
     def extra_inputs(self) -> tuple[str, ...]:
         """Names of what it takes beyond geometry and types."""
-        return tuple(name for name, width in (("fparam", self.dim_fparam), ("aparam", self.dim_aparam)) if width)
+        widths = {"fparam": self.dim_fparam, "aparam": self.dim_aparam, "spin": 3 * self.spin, "charge_spin": self.dim_chg_spin}
+        return tuple(name for name, width in widths.items() if width)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
@@ -73,6 +85,11 @@ def with_defaults(graph: NeighborGraph, spec: PotentialSpec) -> NeighborGraph:
     if spec.dim_aparam:
         aparam = complete_input("aparam", graph.aparam, graph.n_atoms, spec.dim_aparam)
         graph = graph.replace(aparam=aparam.to(graph.device))
+    if spec.spin:
+        graph = graph.replace(spin=complete_input("spin", graph.spin, graph.n_atoms, 3).to(graph.device))
+    if spec.dim_chg_spin:
+        state = complete_input("charge_spin", graph.charge_spin, graph.n_systems, spec.dim_chg_spin, spec.default_chg_spin)
+        graph = graph.replace(charge_spin=state.to(graph.device))
     return graph
 
 
@@ -82,6 +99,8 @@ class Potential(Protocol):
     The result holds `energy` (n_systems,), `atomic_energy` (n_local,), `forces` (n_atoms, 3), `virial` (n_systems, 3, 3) and,
     on request, `atomic_virial` (n_atoms, 3, 3), all float64, in eV and Å. virial is -dE/dstrain (= -volume * stress, ASE's
     stress); atomic_virial sums to it: an edge's whole term goes to its neighbour, as DeePMD does, or ("half") half to each end.
+    A potential that takes spins adds `magnetic_forces` (n_atoms, 3), -dE/dspin in eV per unit of spin; its other derivatives
+    are at fixed spins.
     """
 
     @property

@@ -33,7 +33,7 @@ class EagerPotential:
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made under the caller's inference_mode cannot take part in a gradient, its copy can
             own = graph.map(torch.clone) if graph.positions.is_inference() else graph
-            own = with_defaults(own.to(self.device, torch.float64), self.spec)
+            own = self._opened(own)
             if self.spec.block_edges is None:
                 out = evaluate_model(self.model, own, atomic_virial=atomic_virial)
             else:
@@ -41,5 +41,18 @@ class EagerPotential:
                 out = evaluate_in_blocks(self._edge_call, own, limit, atomic_virial=atomic_virial)
         return {key: value.to(graph.device) for key, value in out.items()}
 
-    def _edge_call(self, part: NeighborGraph) -> tuple[Tensor, Tensor]:
+    def _opened(self, graph: NeighborGraph) -> NeighborGraph:
+        """As the model takes it; where ranks exchange, what fails on one fails on all."""
+
+        def prepare(graph: NeighborGraph) -> NeighborGraph:
+            return with_defaults(graph.to(self.device, torch.float64), self.spec)
+
+        if graph.exchange is None or not self.spec.message_passing:
+            return prepare(graph)
+        # imported by those who exchange, only
+        from carryall.exchange.context import open_exchange
+
+        return open_exchange(graph, prepare)
+
+    def _edge_call(self, part: NeighborGraph) -> tuple[Tensor, Tensor, Tensor | None]:
         return energy_and_gradient(self.model, part, edge_vectors(part))

@@ -11,9 +11,11 @@ from carryall.errors import CarryallError
 from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph, concatenate
 from carryall.graph.neighbor_search import build_graph
+from carryall.graph.padded import graph_from_padded, padded_from_graph
 from carryall.graph.potential import Potential, PotentialSpec
 from carryall.models.eager import EagerPotential
-from carryall.package.load import PackedPotential
+from carryall.package.run import PackedPotential
+from carryall.package.signature import AXES, extra_width
 
 TOLERANCE = {"float64": 1e-10, "float32": 2e-4}
 
@@ -78,18 +80,16 @@ def check_graphs(spec: PotentialSpec) -> list[NeighborGraph]:
 
     spacing = 0.45 * spec.cutoff
     alone = [system(27, 3 * spacing, True), system(7, 2 * spacing, False), system(1, spacing, True), system(1, spacing, False)]
-    ghosts = alone[1]
-    halo = ghosts.replace(
-        positions=torch.cat([ghosts.positions, ghosts.positions[:2] + 0.3 * spec.cutoff]),
-        atom_types=torch.cat([ghosts.atom_types, ghosts.atom_types[:2]]),
-        system=torch.cat([ghosts.system, ghosts.system[:2]]),
-    )
+    halo = graph_from_padded(*padded_from_graph(alone[0]))
     graphs = [*alone, concatenate([*alone, alone[0]]), halo]
     return [with_parameters(graph, spec, generator) for graph in graphs]
 
 
 def with_parameters(graph: NeighborGraph, spec: PotentialSpec, generator: torch.Generator) -> NeighborGraph:
-    """The graph with random values of the parameters that the potential takes."""
-    fparam = torch.rand(graph.n_systems, spec.dim_fparam, generator=generator, dtype=torch.float64)
-    aparam = torch.rand(graph.n_atoms, spec.dim_aparam, generator=generator, dtype=torch.float64)
-    return graph.replace(fparam=fparam if spec.dim_fparam else None, aparam=aparam if spec.dim_aparam else None)
+    """The graph with random values of the inputs that the potential takes."""
+    rows = {"systems": graph.n_systems, "atoms": graph.n_atoms}
+    values = {
+        name: torch.rand(rows[AXES[name]], extra_width(spec, name), generator=generator, dtype=torch.float64)
+        for name in spec.extra_inputs
+    }
+    return graph.replace(**values)

@@ -1,85 +1,78 @@
-"""Run a packed file. Nothing here needs the source of the model: a file runs where its model's code is absent."""
+"""Load a packed file. Nothing here needs the source of the model: a file runs where its model's code is absent."""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from carryall.errors import InputError
-from carryall.graph.blocks import evaluate_in_blocks
-from carryall.graph.edge_terms import AtomicVirial, per_atom
-from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors
-from carryall.graph.potential import PotentialSpec, with_defaults
-from carryall.package.manifest import verify
-from carryall.package.signature import INPUTS, OUTPUTS, to_inputs
+from carryall.package.cpu import level_misfit
+from carryall.package.manifest import Packed, open_packed, verified_copy
+from carryall.package.metadata import Metadata, check_program, read_metadata
+from carryall.package.program import load_program
+from carryall.package.run import PackedPotential, Run
+
+OLDEST, NEWEST = (2, 11), (2, 13)
+"""Versions of torch between which compiled programs are known to be exchangeable."""
 
 
-@dataclass(frozen=True, eq=False)
-class PackedPotential:
-    """A `.pt2` or `.pte` behind the Potential contract."""
-
-    path: Path
-    spec: PotentialSpec
-    metadata: dict[str, Any]
-    device: torch.device
-    _run: Callable[..., Any] = field(repr=False)
-
-    def __call__(self, graph: NeighborGraph, *, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
-        """Evaluate the graph; results are on the graph's device."""
-        _check_types(graph, self.spec)
-        here = with_defaults(graph.to(self.device, torch.float64), self.spec)
-        with torch.no_grad():
-            if self.spec.block_edges is None:
-                out = self.evaluate_whole(here, atomic_virial)
-            else:
-                out = evaluate_in_blocks(self._edge_call, here, self.spec.block_edges, atomic_virial=atomic_virial)
-        return {name: value.to(graph.device) for name, value in out.items()}
-
-    def evaluate_whole(self, graph: NeighborGraph, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
-        """The program's own sums, in one call."""
-        out = dict(zip(OUTPUTS, self._run(*to_inputs(graph, self.spec.extra_inputs)), strict=True))
-        gradient, by_neighbor = out.pop("edge_gradient"), out.pop("atomic_virial")
-        if atomic_virial is True or atomic_virial == "neighbor":
-            return {**out, "atomic_virial": by_neighbor}
-        if atomic_virial:
-            edge_virial = -gradient[:, :, None] * edge_vectors(graph)[:, None, :]
-            return {**out, "atomic_virial": per_atom(graph, edge_virial, atomic_virial)}
-        return out
-
-    def _edge_call(self, part: NeighborGraph) -> tuple[Tensor, Tensor]:
-        out = dict(zip(OUTPUTS, self._run(*to_inputs(part, self.spec.extra_inputs)), strict=True))
-        return out["atomic_energy"], out["edge_gradient"]
+class UnfitError(InputError):
+    """The compiled part of a whole file does not run here; its source does."""
 
 
 def load_packed(
     path: str | Path, device: str = "cpu", dtype: str | None = None, neighbor_graph_method: str | None = None
 ) -> PackedPotential:
-    """Load a `.pt2` or `.pte`; every entry is checked against the manifest's SHA-256 before anything of it runs."""
+    """Load a `.pt2` or `.pte`; every entry is checked against the manifest's SHA-256 before anything of it runs.
+
+    InputError for a file that is damaged or not one of ours; UnfitError, one of them, for one compiled for another CPU, device
+    or torch: `carryall.load(path, rebuild=True)` makes it again from its source.
+    """
     path, where = Path(path), usable_device(device)
-    metadata = verify(path)
-    spec = PotentialSpec.from_dict(metadata)
-    if tuple(metadata["input_keys"]) != (*INPUTS, *spec.extra_inputs) or tuple(metadata["output_keys"]) != OUTPUTS:
-        raise InputError(f"{path} has other inputs or outputs than this version of carryall: pack it again")
-    if dtype is not None and dtype != spec.dtype:
-        raise InputError(f"{path} was packed in {spec.dtype}, not {dtype}: pack it again with --dtype {dtype}")
-    packed_method = metadata.get("neighbor_graph_method", "graph")
-    if neighbor_graph_method is not None and neighbor_graph_method != packed_method:
+    with open_packed(path) as packed:
+        facts = read_metadata(path, packed.check())
+        check_program(path, facts)
+        _check_options(path, facts, dtype, neighbor_graph_method)
+        if facts.message_passing:
+            # the ops that the program calls
+            import carryall.exchange.ops  # noqa: F401
+        if facts.kind == "pte":
+            return PackedPotential(path, facts, where, _portable(packed, device))
+        if reason := misfit(facts, where):
+            raise UnfitError(_unfit(path, reason))
+        return PackedPotential(path, facts, where, _compiled(packed, where))
+
+
+def _check_options(path: Path, facts: Metadata, dtype: str | None, neighbor_graph_method: str | None) -> None:
+    if dtype is not None and dtype != facts.dtype:
+        raise InputError(f"{path} was packed in {facts.dtype}, not {dtype}: pack it again with --dtype {dtype}")
+    if neighbor_graph_method is not None and neighbor_graph_method != facts.neighbor_graph_method:
         raise InputError(
-            f"{path} was packed with neighbor_graph_method {packed_method!r}, not {neighbor_graph_method!r}: "
+            f"{path} was packed with neighbor_graph_method {facts.neighbor_graph_method!r}, not {neighbor_graph_method!r}: "
             f"pack it again with --neighbor-graph-method {neighbor_graph_method}"
         )
-    if where.type != metadata["device"] and metadata["kind"] == "pt2":
-        raise InputError(f"{path} was compiled for {metadata['device']}, not {device}: pack it again with --device {device}")
-    run = _load_compiled(path) if metadata["kind"] == "pt2" else _load_program(path, device)
-    return PackedPotential(path, spec, metadata, where, run)
+
+
+def misfit(facts: Metadata, where: torch.device) -> str | None:
+    """Why a compiled program cannot run on the device, as far as its facts say; None when nothing speaks against it."""
+    if where.type != facts.device:
+        return f"it was compiled for {facts.device}, not {where.type}"
+    if where.type == "cuda":
+        made_for, here = facts.cuda_capability, ".".join(map(str, torch.cuda.get_device_capability(where)))
+        if made_for and made_for != here:
+            return f"it was compiled for GPUs of compute capability {made_for} and this one has {here}"
+    if reason := level_misfit(facts.cpu_level, facts.machine):
+        return reason
+    made_by, here_version = _minor(facts.torch_version), _minor(torch.__version__)
+    if made_by != here_version and not (OLDEST <= made_by <= NEWEST and OLDEST <= here_version <= NEWEST):
+        return f"it was compiled under torch {facts.torch_version} and this is {torch.__version__}"
+    return None
 
 
 def usable_device(name: str) -> torch.device:
@@ -92,37 +85,43 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def _load_compiled(path: Path) -> Callable[..., Any]:
-    from torch._inductor import aoti_load_package
-
-    with quiet_torch():
+def _compiled(packed: Packed, where: torch.device) -> Run:
+    index = -1 if where.index is None else where.index
+    with tempfile.TemporaryDirectory(prefix="carryall-") as folder, verified_copy(packed, Path(folder)) as copy:
         try:
-            return aoti_load_package(str(path))
+            # the loader itself: torch's Python wrapper around it imports the compiler and takes longer for each call
+            return torch._C._aoti.AOTIModelPackageLoader(str(copy), "model", False, 1, index).run
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"{path} cannot be loaded by torch {torch.__version__} on this machine ({reason}): pack it again here"
-            ) from None
+            raise UnfitError(_unfit(packed.path, f"torch {torch.__version__} cannot load it ({reason})")) from None
 
 
-def _load_program(path: Path, device: str) -> Callable[..., Any]:
-    with quiet_torch():
-        # a buffer, since torch looks at the suffix of a name
-        program = torch.export.load(io.BytesIO(path.read_bytes()))
-        return program.module().to(device)
+def _portable(packed: Packed, device: str) -> Run:
+    module = load_program(packed, device)
+
+    def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return module(*inputs)
+
+    return run
 
 
-def _check_types(graph: NeighborGraph, spec: PotentialSpec) -> None:
-    # compiled code ends the whole process on an index out of range
-    if len(graph.atom_types) and not 0 <= int(graph.atom_types.min()) <= int(graph.atom_types.max()) < len(spec.type_map):
-        raise InputError(f"atom_types must lie in 0..{len(spec.type_map) - 1}, the indices of {list(spec.type_map)}")
+def _unfit(path: Path, reason: str) -> str:
+    return (
+        f"the compiled part of {path} does not fit here: {reason}. Its source does: load it with rebuild=True (--rebuild), which "
+        f"compiles it once into a cache, or make a new file: carryall rebuild {path.name} mine.pt2"
+    )
+
+
+def _minor(version: str) -> tuple[int, int]:
+    """(2, 13) of 2.13.0+cpu; (0, 0) of what is no version."""
+    parts = version.split(".")[:2]
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdigit() for part in parts) else (0, 0)
 
 
 @contextlib.contextmanager
 def quiet_torch() -> Iterator[None]:
     """Hide torch's warnings about its own internals."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", UserWarning)
+        for category in (FutureWarning, DeprecationWarning, UserWarning):
+            warnings.simplefilter("ignore", category)
         yield

@@ -5,13 +5,14 @@ What needs a model's source is imported only where a source is read, so that a p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
 from carryall.errors import InputError, MissingDependencyError
 from carryall.graph.potential import DTYPES, Potential
-from carryall.package.load import load_packed, usable_device
+from carryall.package.load import UnfitError, load_packed, usable_device
 
 COMPILED_BUILT_IN = ("water",)  # the others are a few operations each
 
@@ -22,19 +23,37 @@ def load(
     dtype: str | None = None,
     *,
     neighbor_graph_method: str | None = None,
+    rebuild: bool = False,
+    trusted_keys: Sequence[str | Path] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Potential:
     """A potential from a `.pt2`, `.pte`, checkpoint `.pt`, source dict (`.json`, DeePMD `.dp`, `.yaml`) or built-in name.
 
     `dtype` casts what is run from source; a packed file keeps the one it was packed in. So with `neighbor_graph_method`:
     "graph" (every neighbour, no padding) or "legacy" (DeePMD's padded lists, see docs/deepmd.md); a DeePMD model for which it
-    matters says so in a SemanticsWarning. The built-in `water` is compiled into a cache on first use; `notify` hears of it, of
-    running it uncompiled where there is no C++ compiler, and of what would be a warning.
+    matters says so in a SemanticsWarning. `rebuild`: a `.pt2` whose compiled part does not fit this machine (another CPU,
+    device, torch, or another program's file) is compiled from its source into a cache. `trusted_keys`: files with public keys,
+    one of which has to have signed a packed file; `$CARRYALL_TRUSTED_KEYS` when None. The built-in `water` is compiled into
+    the cache on first use; `notify` hears of it, of running it uncompiled where there is no C++ compiler, and of what would be
+    a warning.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if Path(path).suffix in (".pt2", ".pte"):
-        return load_packed(path, device, dtype, neighbor_graph_method)
+    path, say = Path(path), notify or (lambda _: None)
+    if path.suffix in (".pt2", ".pte"):
+        keys = trusted_keys if trusted_keys is not None else os.environ.get("CARRYALL_TRUSTED_KEYS", "").split(os.pathsep)
+        if any(keys):
+            from carryall.package.signing import require_signature
+
+            require_signature(path, [key for key in keys if key])
+        try:
+            return load_packed(path, device, dtype, neighbor_graph_method)
+        except UnfitError:
+            if not rebuild:
+                raise
+        from carryall.package.cache import rebuilt
+
+        return rebuilt(path, device, say)
     from carryall.package.from_source import run_from_source
 
     plain = dtype is None and neighbor_graph_method is None
@@ -42,7 +61,7 @@ def load(
         from carryall.package.cache import compiled
 
         try:
-            return load_packed(compiled(shipped(f"{path}.json.gz"), notify or (lambda _: None)))
+            return compiled(shipped(f"{path}.json.gz"), say)
         except MissingDependencyError as missing:
             if notify:
                 notify(f"running {path} uncompiled: {missing}")

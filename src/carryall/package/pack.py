@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,8 +13,10 @@ from carryall.graph.potential import DTYPES
 from carryall.models.dpa1.model import DPA1
 from carryall.models.dpa1.semantics import with_method
 from carryall.models.registry import model_from_source, model_to_source
-from carryall.package.export import export_model
+from carryall.package.export import export_model, source_of
 from carryall.package.from_source import load_model, read_checkpoint, with_weight_dtype
+
+TARGETS = ("carryall", "deepmd")
 
 
 def pack(
@@ -23,24 +25,31 @@ def pack(
     *,
     dtype: str | None = "float64",
     device: str = "cpu",
+    cpu_level: str | None = None,
+    compress: bool = False,
     neighbor_graph_method: str | None = None,
+    target: Literal["carryall", "deepmd"] = "carryall",
+    training_config: dict[str, Any] | None = None,
     check: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> Path:
     """Write `path` (`.pt2` compiled, `.pte` portable) from a model or from any file that holds one; returns the path.
 
-    `dtype` of the weights inside the program (None keeps the model's); inputs and outputs are float64 either way.
+    `dtype` of the weights inside the program (None keeps the model's); inputs and outputs are float64 either way. `cpu_level`:
+    the lowest CPU that a `.pt2` shall run on ("x86-64-v2", "-v3" with AVX2, "-v4" with AVX-512), this one's when None.
+    `compress` puts tables in place of embedding nets, see docs/compression.md; the source in the file keeps the nets.
     `neighbor_graph_method` "graph" or "legacy" (DeePMD's padded lists) replaces the model's own; a DeePMD model for which it
-    matters says so to `notify`, or in a SemanticsWarning. The file is checked against the model on graphs of all kinds before
-    it gets its name. InputError for unusable input, PackError when the program does not reproduce the model,
-    MissingDependencyError without a C++ compiler (`.pt2` only).
+    matters says so to `notify`, or in a SemanticsWarning. `target` "deepmd" writes a `.pt2` that deepmd-kit runs. The file is
+    checked against the model on graphs of all kinds before it gets its name. InputError for unusable input, PackError when the
+    program does not reproduce the model, MissingDependencyError without a C++ compiler (`.pt2` only).
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    training: dict[str, Any] = {}
+    if target not in TARGETS:
+        raise InputError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     if not isinstance(model, nn.Module):
-        if Path(model).suffix == ".pt" and Path(model).is_file():
-            training = read_checkpoint(Path(model)).get("config", {})
+        if training_config is None and Path(model).suffix == ".pt" and Path(model).is_file():
+            training_config = read_checkpoint(Path(model)).get("config", {})
         model = load_model(model, neighbor_graph_method, notify)
     elif any(isinstance(part, DPA1) for part in model.modules()):
         model = model_from_source(model_to_source(model))
@@ -48,4 +57,14 @@ def pack(
             model = with_method(model, neighbor_graph_method)
     if dtype is not None:
         model = with_weight_dtype(model, dtype)
-    return export_model(model, path, device=device, training_config=training, check=check)
+    source, facts = source_of(model), {}
+    if compress:
+        from carryall.models.dpa1.compression import compress as compressed
+
+        model, facts = compressed(model)
+    options: dict[str, Any] = {"cpu_level": cpu_level, "source": source, "training_config": training_config, "facts": facts}
+    if target == "deepmd":
+        from carryall.package.deepmd_abi import pack_for_deepmd
+
+        return pack_for_deepmd(model, path, device=device, check=check, **options)
+    return export_model(model, path, device=device, check=check, **options)

@@ -12,7 +12,7 @@ from carryall.errors import InputError, nearest
 from carryall.graph.neighbor_search import graph_from_structures
 from carryall.graph.potential import Potential
 
-PROPERTIES = ("energy", "forces", "virial", "stress", "atomic_energy", "atomic_virial")
+PROPERTIES = ("energy", "forces", "virial", "stress", "atomic_energy", "atomic_virial", "magnetic_forces")
 MAX_ATOMS = 4096  # in one call of the potential, where structures are smaller than that
 
 
@@ -28,11 +28,15 @@ def evaluate(
 
     `structures`: ase.Atoms or AtomicData, one or many. energy (), forces (n, 3), virial (3, 3), stress (3, 3, eV/Å^3, ASE's
     sign; needs three periodic axes), atomic_energy (n,), atomic_virial (n, 3, 3): an edge's whole term given to its neighbour
-    (DeePMD's convention), or "half" to each end. InputError names the structure by its index.
+    (DeePMD's convention), or "half" to each end; magnetic_forces (n, 3), eV per unit of spin, of potentials that take spins.
+    Those are the structures' `spins`, (n, 3); see carryall.data.extra_inputs for what else a potential may take. InputError
+    names the structure by its index.
     """
     for name in properties:
         if name not in PROPERTIES:
             raise InputError(f"unknown property {name!r}{nearest(name, PROPERTIES)}: known are {', '.join(PROPERTIES)}")
+    if "magnetic_forces" in properties and not potential.spec.spin:
+        raise InputError("the potential takes no spins, so it has no magnetic_forces: ask for other properties")
     items = as_structures(structures)
     out: list[dict[str, np.ndarray]] = []
     for first, last in batches([one.n_atoms for one in items], max_atoms):

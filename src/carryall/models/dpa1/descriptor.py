@@ -43,6 +43,7 @@ class Descriptor(nn.Module):
 
         self.embedding = net(1 + n_type_inputs if concat else 1)
         self.embedding_strip = None if concat else net(n_type_inputs)
+        self.compressed: nn.Module | None = None  # tables in place of the nets: `compression.compress` sets it
         self.attention = nn.ModuleList(GatedAttentionLayer(config, generator) for _ in range(config.attn_layer))
         self.degree_gain_raw = degree_gain(config.lmax, generator)
         self.register_buffer("davg", torch.zeros(n_types, 4, dtype=torch.float64))
@@ -107,6 +108,8 @@ class Descriptor(nn.Module):
 
     def _embed(self, radial: Tensor, sw: Tensor, table: Tensor, center_type: Tensor, neighbor_type: Tensor) -> Tensor:
         """(n_local, degree, neuron[-1]) from radial rows (n_local, degree, 1) and the types of both ends."""
+        if self.compressed is not None:
+            return self.compressed(radial, sw, center_type, neighbor_type)
         shape = neighbor_type.shape
         types = [table.index_select(0, neighbor_type.reshape(-1)).view(*shape, table.shape[1])]
         if not self.config.type_one_side:
