@@ -1,6 +1,8 @@
 """Each verb on small input."""
 
+import gzip
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,6 +19,31 @@ def test_inspect(dpa1_pte, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["metadata"]["kind"] == "pte"
     assert facts["entries"]
+
+
+def test_rebuild(tmp_path, capsys):
+    kept = Path(__file__).parents[1] / "reference_data" / "packed" / "lj-argon-0.1.pte.gz"
+    old, new = tmp_path / "old.pte", tmp_path / "new.pte"
+    old.write_bytes(gzip.decompress(kept.read_bytes()))
+    assert main(["rebuild", str(old), str(new)]) == 0
+    assert "LennardJones" in capsys.readouterr().out
+    assert main(["inspect", str(new)]) == 0
+    out = capsys.readouterr().out
+    assert "inputs of the program" in out
+    assert "eV, -dE/dstrain" in out
+    assert "expected a packed file" in refused(["rebuild", "lj-argon", new], capsys)
+    damaged = tmp_path / "damaged.pte"
+    damaged.write_bytes(old.read_bytes()[:-100])
+    assert "damaged.pte" in refused(["rebuild", damaged, tmp_path / "other.pte"], capsys)
+    assert not (tmp_path / "other.pte").exists()
+
+
+def test_pack_options_are_checked_before_anything_is_made(tmp_path, capsys):
+    line = refused(["pack", "lj-argon", tmp_path / "m.pt2", "--cpu-level", "avx9"], capsys)
+    assert "cpu level 'avx9'" in line
+    assert "nothing to compress" in refused(["pack", "lj-argon", tmp_path / "m.pte", "--compress"], capsys)
+    assert "give a name that ends in .pt2" in refused(["pack", "lj-argon", tmp_path / "m.pte", "--target", "deepmd"], capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_eval(tmp_path, capsys):

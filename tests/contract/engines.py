@@ -18,6 +18,7 @@ from carryall.models import EagerPotential
 from carryall.models.dpa1.source import set_weight_dtype
 from carryall.package.pack import pack
 from combined_models import small_bridged, small_sum, small_table, small_zbl
+from message_passing import small_message_passing
 from structures import small_alloy, small_dpa1, small_lj
 
 Results = list[dict[str, np.ndarray]]
@@ -87,6 +88,16 @@ def bridged_pte(request: pytest.FixtureRequest) -> Engine:
     return of_potential(potential, "bridged", ("O", "H"), step=BRIDGING_STEP)
 
 
+def message_passing(_: pytest.FixtureRequest) -> Engine:
+    return of_potential(EagerPotential(small_message_passing()), "message passing", ("Cu", "Au"))
+
+
+def message_passing_pte(request: pytest.FixtureRequest) -> Engine:
+    folder: Path = request.getfixturevalue("tmp_path_factory").mktemp("message_passing")
+    potential = load(pack(small_message_passing(), folder / "message_passing.pte"))
+    return of_potential(potential, "message passing", ("Cu", "Au"))
+
+
 def dpa1_eager(request: pytest.FixtureRequest) -> Engine:
     return of_potential(EagerPotential(request.getfixturevalue("dpa1")), "dpa1", ("O", "H"), step=ATTENTION_STEP)
 
@@ -154,6 +165,8 @@ ENGINES: dict[str, Callable[[pytest.FixtureRequest], Engine]] = {
     "linear": linear,
     "bridged": bridged,
     "bridged_pte": bridged_pte,
+    "message_passing": message_passing,
+    "message_passing_pte": message_passing_pte,
     "dpa1": dpa1_eager,
     "dpa1_without_attention": dpa1_without_attention,
     "dpa1_legacy": dpa1_legacy,

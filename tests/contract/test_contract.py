@@ -10,8 +10,10 @@ import torch
 
 from carryall.data import AtomicData
 from carryall.errors import InputError
+from carryall.exchange import Transport
 from carryall.graph import NeighborGraph, Potential, concatenate, graph_from_structures, pointer
 from engines import ENGINES, PARAMS, PROPERTIES, Engine
+from ranks import Share, run_ranks, split
 from structures import CUTOFF, add_ghosts, geometries, structure, structures
 
 SMALL = ("tilted", "slab", "open", "tiny_triclinic")
@@ -54,7 +56,7 @@ def test_spec(engine: Engine, potential: Potential) -> None:
     assert potential.spec.cutoff == CUTOFF
     assert set(engine.symbols) <= set(potential.spec.type_map)
     assert potential.spec.dtype == ("float64" if engine.exact else "float32")
-    assert not potential.spec.message_passing
+    assert potential.spec.message_passing == (engine.model == "message passing")
 
 
 def test_shapes_and_dtypes(engine: Engine) -> None:
@@ -348,29 +350,16 @@ def test_a_rank_counts_only_its_own_atoms(engine: Engine, potential: Potential) 
     whole = potential(graph)
     total = torch.zeros_like(whole["forces"])
     virial = torch.zeros_like(whole["virial"])
-    for order in (torch.arange(7), torch.tensor([4, 5, 6, 0, 1, 2, 3])):
-        n_local = 4 if order[0] == 0 else 3
-        place = torch.empty_like(order)
-        place[order] = torch.arange(7)
-        mine = place[graph.edge_center] < n_local
-        center = place[graph.edge_center[mine]]
-        sort = center.argsort(stable=True)
-        rank = NeighborGraph(
-            positions=graph.positions[order],
-            atom_types=graph.atom_types[order],
-            system=graph.system,
-            cell=graph.cell,
-            edge_center=center[sort],
-            edge_neighbor=place[graph.edge_neighbor[mine]][sort],
-            edge_shift=graph.edge_shift[mine][sort],
-            edge_mask=graph.edge_mask[mine][sort],
-            ptr=pointer(center[sort], n_local),
-        )
-        out = potential(rank)
+
+    def rank(transport: Transport) -> tuple[Share, dict[str, torch.Tensor]]:
+        share = split(graph, [0, 0, 0, 0, 1, 1, 1], transport.rank)
+        return share, potential(share.on(transport) if potential.spec.message_passing else share.graph)
+
+    for share, out in run_ranks(2, rank):
         assert torch.allclose(
-            out["atomic_energy"], whole["atomic_energy"][order[:n_local]], rtol=10 * engine.tolerance, atol=1e-14
+            out["atomic_energy"], whole["atomic_energy"][share.local_ids], rtol=10 * engine.tolerance, atol=1e-14
         )
-        total[order] += out["forces"]
+        total.index_add_(0, torch.cat([share.local_ids, share.ghost_ids]), out["forces"])
         virial += out["virial"]
     assert torch.allclose(total, whole["forces"], rtol=0, atol=10 * engine.tolerance)
     assert torch.allclose(virial, whole["virial"], rtol=0, atol=20 * engine.tolerance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from carryall import load, pack
+from carryall import inspect, load, pack
 from carryall.errors import InputError
 from carryall.exchange import Exchange, Transport, sum_to_owners
 from carryall.exchange.context import open_exchange
@@ -21,7 +23,7 @@ from carryall.package.signature import to_inputs
 from carryall.package.trace import Program
 from message_passing import Recorded, SwitchedOff, Tangled, small_message_passing
 from ranks import evaluate_spread, run_ranks, split
-from structures import CUTOFF, add_ghosts, structure
+from structures import CUTOFF, add_ghosts, small_lj, structure
 
 MODELS = {"example": small_message_passing, "tangled": Tangled}
 GEOMETRIES = ("tilted", "slab", "one_atom_periodic", "tiny_triclinic")
@@ -53,12 +55,6 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 @pytest.fixture(scope="module")
 def pte(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Potential:
     return load(pack(model, tmp_path_factory.mktemp("packed") / "model.pte"))
-
-
-@pytest.fixture(scope="module")
-def tangled_pt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The only compiled one, which holds every kind of exchange."""
-    return pack(Tangled(), tmp_path_factory.mktemp("compiled") / "tangled.pt2", check=False)
 
 
 # -- the same results
@@ -268,3 +264,38 @@ def test_ghosts_of_nobody_and_wrong_exchanges_are_errors(model: nn.Module, pte: 
             potential(ghosted.replace(ghost_owner=None))
         with pytest.raises(InputError, match=r"graph.exchange is a str, expected a carryall.exchange.Exchange"):
             potential(ghosted.replace(exchange="mpi"))
+
+
+# -- those who pass no messages
+
+
+def test_a_file_without_message_passing_is_run_without_exchange_code(tmp_path: Path) -> None:
+    plain = pack(small_lj(), tmp_path / "plain.pte", check=False)
+    passing = pack(small_message_passing(), tmp_path / "passing.pte", check=False)
+    code = """
+import sys, torch
+from carryall.graph import NeighborGraph
+from carryall.package.load import load_packed
+def exchange():
+    return sorted(name for name in sys.modules if name.startswith("carryall.exchange"))
+graph = NeighborGraph(
+    torch.zeros(1, 3), torch.zeros(1).long(), torch.zeros(1).long(), torch.zeros(1, 3, 3), torch.zeros(0).long(),
+    torch.zeros(0).long(), torch.zeros(0, 3).int(), torch.zeros(0).bool(), torch.zeros(2).long(),
+)
+load_packed(sys.argv[1])(graph)
+print(exchange())
+load_packed(sys.argv[2])(graph)
+print("carryall.exchange.ops" in exchange(), "message_passing_model" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, plain, passing], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["[]", "True False"], done.stderr
+    exchange, facts, others = (
+        {"ghost", "exchange_handle", "exchange_token"},
+        inspect(passing)["metadata"],
+        inspect(plain)["metadata"],
+    )
+    assert facts["message_passing"]
+    assert set(facts["input_keys"][-3:]) == exchange
+    assert facts["output_keys"][-1] == "exchange_token"
+    assert not others["message_passing"]
+    assert not exchange & {*others["input_keys"], *others["output_keys"]}

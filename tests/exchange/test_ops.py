@@ -71,7 +71,9 @@ def test_any_dtype_and_trailing_shape(exchange: Exchange, dtype: torch.dtype, sh
     if dtype == torch.bool:
         return
     back, _ = ops.exchange_reverse(*inputs(ops.exchange_reverse, exchange, found))
-    assert torch.equal(back, rows * torch.bincount(torch.tensor(OWNER), minlength=N_LOCAL).to(dtype).reshape(-1, *[1] * len(shape)))
+    assert torch.equal(
+        back, rows * torch.bincount(torch.tensor(OWNER), minlength=N_LOCAL).to(dtype).reshape(-1, *[1] * len(shape))
+    )
 
 
 def test_integer_rows_pass_the_token_on_in_the_derivative(exchange: Exchange) -> None:

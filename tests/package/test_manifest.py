@@ -310,7 +310,7 @@ def test_a_copy_for_torch_is_written_from_what_was_checked(tmp_path: Path) -> No
     path.write_bytes(whole)
     rewrite(path, {"model/data/sample_inputs/model.pt": b"pickle"})
     seal(path)
-    with pytest.raises(InputError, match="sample_inputs/model.pt has no place in a compiled file"), verified_copy(path, folder):
+    with pytest.raises(InputError, match=r"sample_inputs/model\.pt has no place in a"), verified_copy(path, folder):
         raise AssertionError("it was handed out")
 
 

@@ -20,8 +20,8 @@ from carryall.errors import InputError, MissingDependencyError
 from carryall.graph import graph_from_structures
 from carryall.models import DPA1, EagerPotential, LennardJones, SuttonChen
 from carryall.package import cache, export
-from carryall.package.compile import require_compiler
 from carryall.package.check import PackError, check_against_eager, check_graphs, deviation
+from carryall.package.compile import require_compiler
 from carryall.package.from_source import load_model
 from carryall.package.load import UnfitError, load_packed
 from structures import CUTOFF, fcc, small_dpa1, small_lj, structure, structures
@@ -91,7 +91,9 @@ def test_compiled_file(dpa1_pt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("built for another machine\nmore")
 
     monkeypatch.setattr("torch._C._aoti.AOTIModelPackageLoader", fail)
-    with pytest.raises(UnfitError, match=r"does not fit here: torch .* cannot load it \(built for another machine\)\. Its source"):
+    with pytest.raises(
+        UnfitError, match=r"does not fit here: torch .* cannot load it \(built for another machine\)\. Its source"
+    ):
         load(dpa1_pt2)
 
 

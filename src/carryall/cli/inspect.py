@@ -48,9 +48,13 @@ def _show(facts: dict[str, Any]) -> None:
     show_settings({key: value for key, value in metadata.items() if key not in DEFINITIONS})
     for key in DEFINITIONS:
         if metadata.get(key):
-            rows = [(one["name"], one["dtype"], "(" + ", ".join(map(str, one["shape"])) + ")", one["unit"]) for one in metadata[key]]
+            values = [
+                (one["name"], one["dtype"], f"({', '.join(map(str, one['shape']))})", one["unit"]) for one in metadata[key]
+            ]
             out.print()
-            show_table(("name", "dtype", "shape", "unit or meaning"), rows, title=key.removesuffix("_defs") + "s of the program")
+            show_table(
+                ("name", "dtype", "shape", "unit or meaning"), values, title=f"{key.removesuffix('_defs')}s of the program"
+            )
     if facts.get("training"):
         out.print("\n[bold]training[/bold]")
         show_settings(facts["training"])

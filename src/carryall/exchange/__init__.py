@@ -1,8 +1,8 @@
 """What makes a model parallel: features of ghosts from the atoms that own them, and sums over all owners.
 
-A model calls `communicate` and `all_reduce` and knows nothing else. One process that owns all atoms needs no transport: a ghost is
-an image of a local atom, and an exchange is a gather whose derivative (a sum into the owners) autograd knows to any order. Where
-atoms are spread over ranks, the graph carries an `Exchange`: a plan of who needs which rows, and a transport that moves them.
+A model calls `communicate` and `all_reduce` and knows nothing else. One process that owns all atoms needs no transport: a
+ghost is an image of a local atom, and an exchange is a gather whose derivative (a sum into the owners) autograd knows to any
+order. Where atoms are spread over ranks, the graph carries an `Exchange`: a plan of who needs which rows, and a transport.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def own_ghosts(graph: ExchangeGraph) -> Tensor | None:
         return None
     if graph.ghost_owner is None:
         raise InputError(
-            f"the graph has {graph.n_atoms - graph.n_local} ghosts but neither ghost_owner nor exchange: their owners are not in "
-            "this process; give graph.replace(exchange=Exchange(plan, transport))"
+            f"the graph has {graph.n_atoms - graph.n_local} ghosts but neither ghost_owner nor exchange: their owners are not "
+            "in this process; give graph.replace(exchange=Exchange(plan, transport))"
         )
     return graph.ghost_owner
 

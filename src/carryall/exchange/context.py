@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from carryall.errors import InputError
-from carryall.exchange import ExchangeGraph, own_ghosts, ops
+from carryall.exchange import ExchangeGraph, ops, own_ghosts
 from carryall.exchange.handles import Exchange
 from carryall.exchange.serial import serial_exchange
 
@@ -75,8 +75,8 @@ class ExchangeContext:
 def open_exchange(graph: G, prepare: Callable[[G], G] | None = None) -> G:
     """The graph with the context of one call, from its `exchange`, or from `ghost_owner` where one process owns all atoms.
 
-    Collective. `prepare` gets the graph first. InputError, on every rank, when that fails on one, and when a rank's graph is not
-    the one of its plan. A graph that has a context is returned as it is.
+    Collective. `prepare` gets the graph first. InputError, on every rank, when that fails on one, and when a rank's graph is
+    not the one of its plan. A graph that has a context is returned as it is.
     """
     if isinstance(graph.exchange, ExchangeContext):
         return graph

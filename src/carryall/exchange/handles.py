@@ -1,7 +1,7 @@
 """An exchange and its handle: the number by which an op inside a program finds it.
 
-A program knows only the op's name and schema and gets the handle as a tensor; who moves the rows is decided where it runs. The
-registry holds no exchange alive: that is done by whoever has it, and by the handle's tensor, so also by what autograd saved of it.
+A program knows only the op's name and schema and gets the handle as a tensor; who moves the rows is decided where it runs.
+The registry holds no exchange alive: whoever has it does, and the handle's tensor, so also what autograd saved of that.
 """
 
 from __future__ import annotations

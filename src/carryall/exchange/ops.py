@@ -5,9 +5,9 @@
     carryall::all_reduce(values, handle, token) -> (sum, token')                               its own derivative
 
 `local` (n_local,) and `ghost` (n_ghost,) carry sizes, so that no size depends on data; `handle` (1,) int64 says which exchange;
-`token` (1,) float64 is handed from each op to the next, in the derivative too, so that no compiler can reorder or drop one: ranks
-would wait for each other for ever. The derivative of an exchange of floating-point rows is an exchange whether or not it is
-used, for the same reason. Total energy is the sum over ranks, each of which differentiates its own: adjoints follow from that.
+`token` (1,) float64 is handed from each op to the next, in the derivative too, so that no compiler can reorder or drop one:
+ranks would wait for each other for ever. The derivative of an exchange of floating-point rows is an exchange whether or not it
+is used, for the same reason. What is differentiated is the sum over ranks, each of which seeds its own part.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class ExchangePlan:
     def to(self, device: torch.device) -> ExchangePlan:
         """The plan with its indices on another device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ExchangePlan(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
+        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
 
     def misfit(self, n_local: int, n_ghost: int) -> str | None:
         """Why it does not serve a graph of these sizes; None when it does."""

@@ -98,8 +98,8 @@ class NeighborGraph:
     def map(self, function: Callable[[Tensor], Tensor]) -> NeighborGraph:
         """The graph with `function` of each field that it has."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        exchange = values.pop("exchange")
-        return NeighborGraph(**{name: function(value) for name, value in values.items() if value is not None}, exchange=exchange)
+        tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return NeighborGraph(**tensors, exchange=self.exchange)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> NeighborGraph:
         """The graph on another device, its floating-point fields in another dtype."""

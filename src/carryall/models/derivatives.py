@@ -62,10 +62,12 @@ def energy_and_gradient(
         context.token = context.token.detach().requires_grad_()
         leaves.append(context.token)
     atomic_energy = model(graph, leaves[0])
-    outputs, seeds = [atomic_energy.sum()], [None]
+    outputs: list[Tensor] = [atomic_energy.sum()]
+    seeds: list[Tensor | None] = [None]
     if context is not None:
-        # the last exchange of the model comes before the first of the gradient, whose last has its token as gradient
-        outputs, seeds = [outputs[0], context.token], [None, context.token]
+        # the token of the last exchange seeds the gradient's, so that one order holds for all
+        outputs.append(context.token)
+        seeds.append(context.token)
     gradients = list(
         torch.autograd.grad(outputs, leaves, seeds, create_graph=create_graph, materialize_grads=True, allow_unused=True)
     )

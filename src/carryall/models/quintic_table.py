@@ -59,10 +59,15 @@ class QuinticTable(nn.Module):
 
     rows: Tensor
 
-    def __init__(self, grid: Grid, value: Tensor, slope: Tensor, curvature: Tensor, dtype: torch.dtype) -> None:
-        """From df/dx and d2f/dx2, all (n_functions, n_nodes, n_outputs) float64 at the nodes; tables are kept in `dtype`."""
+    def __init__(
+        self, grid: Grid, value: Tensor, slope: Tensor, curvature: Tensor, dtype: torch.dtype, *, bounded: bool = False
+    ) -> None:
+        """From df/dx and d2f/dx2, all (n_functions, n_nodes, n_outputs) float64 at the nodes; tables are kept in `dtype`.
+
+        `bounded` functions stay so beyond the last node.
+        """
         super().__init__()
-        self.grid = grid
+        self.grid, self.bounded = grid, bounded
         x, h = grid.nodes()[:, None], grid.spacing
         # dx/du and d2x/du2 of x = scale sinh u
         stretch = (x * x + grid.scale**2).sqrt()
@@ -78,8 +83,9 @@ class QuinticTable(nn.Module):
         """Interval (n,) of each x, and five weights (n,) float64: of the change of the value over the interval, of slope and
         curvature of its first node, and of those of its last.
 
-        Beyond the last node follows value + slope y + curvature (y - log(1 + y)), in units of the distance to x = 0: straight
-        where the function is, and with continuous second derivative where it is not.
+        Beyond the last node, with y the distance from it over that of the node from zero, follows
+        value + slope y + curvature (y - log(1 + y)), which becomes straight, or, for bounded functions and with z = y / (1 + y),
+        value + slope (z + z^2) + curvature z^2 / 2. Both have the second derivative of the node.
         """
         grid, h = self.grid, self.grid.spacing
         x = x.to(torch.float64)
@@ -91,10 +97,11 @@ class QuinticTable(nn.Module):
         tt, ss = t * t, s * s
         length = math.hypot(grid.highest, grid.scale)
         y = torch.where(within, 0.0, (x - grid.highest) / length)
-        bend = y - torch.log1p(y)
+        z = y / (1 + y)
+        reach, bend = (z + z * z, 0.5 * z * z) if self.bounded else (y, y - torch.log1p(y))
         first = [t * ss * s * (1 + 3 * t), 0.5 * tt * ss * s]
         # du/dx = 1 / length and d2u/dx2 = -highest / length^3 at the last node
-        last = [(y - grid.highest / length * bend) / h - s * tt * t * (1 + 3 * s), bend / h**2 + 0.5 * ss * tt * t]
+        last = [(reach - grid.highest / length * bend) / h - s * tt * t * (1 + 3 * s), bend / h**2 + 0.5 * ss * tt * t]
         return interval.to(torch.int64), [tt * t * (10 + t * (6 * t - 15)), *first, *last]
 
     def combine(self, function: Tensor, interval: Tensor, weights: list[Tensor], constant: float) -> Tensor:
@@ -120,6 +127,11 @@ class QuinticTable(nn.Module):
     def n_functions(self) -> int:
         """Functions."""
         return self.rows.shape[0] // self.grid.n_nodes
+
+    @property
+    def n_outputs(self) -> int:
+        """Of each function."""
+        return self.rows.shape[2]
 
     @property
     def nbytes(self) -> int:

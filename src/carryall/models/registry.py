@@ -37,12 +37,12 @@ _REGISTERED: set[type[nn.Module]] = set()
 def register(kind: str, model: type[nn.Module]) -> None:
     """Make a model class of one's own known by the `type` of its source dict.
 
-    It has `to_dict`, whose dict has that `type`, and a classmethod `from_dict`. A file of it runs without; only what starts from
-    the source in it (`rebuild`, another `dtype`) needs the class to be registered.
+    It has `to_dict`, whose dict has that `type`, and a classmethod `from_dict`. A file of it runs without; only what starts
+    from the source in it (`rebuild`, another `dtype`) needs the class to be registered.
     """
     if kind in READERS and model not in _REGISTERED:
         raise InputError(f"model type {kind!r} is taken: choose another")
-    READERS[kind] = model.from_dict  # type: ignore[assignment]
+    READERS[kind] = model.from_dict  # type: ignore[attr-defined]
     _REGISTERED.add(model)
 
 

@@ -13,8 +13,11 @@ Neighbours are the virtual atoms of the atoms that the graph holds, as far as th
 outside the cutoff may have its virtual atom inside. deepmd-kit's routes differ there: packed programs look only at virtual atoms
 of neighbours (`neighbor_margin` 0), so that energies step where a neighbour enters or leaves; training and `.pth` models
 search among virtual atoms, and are smooth. With a `neighbor_margin` of twice the largest virtual_scale * |spin|, or more, the
-model here is theirs: it asks for neighbours that much farther. A zero spin puts both atoms in one place, where DeePMD's
-`env_protection` keeps the energy finite; it has a cusp there.
+model here is theirs: it asks for neighbours that much farther.
+
+A zero spin puts both atoms in one place, where DeePMD's `env_protection` keeps the energy finite. It is no smooth point: the
+distance has a cusp there, and attention sees the direction of a virtual atom however near it is. At a spin of exactly zero, what
+an atom sees of its own virtual atom adds nothing to the magnetic force here (deepmd-kit: the slope of the part that is linear).
 """
 
 from __future__ import annotations

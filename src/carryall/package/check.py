@@ -29,7 +29,7 @@ def check_against_eager(packed: PackedPotential, model: nn.Module) -> float:
 
     The program is called as engines call it, and for whole graphs at once, where its own sums over edges count.
     """
-    eager, graphs = EagerPotential(model), check_graphs(packed.spec)  # type: ignore[arg-type]
+    eager, graphs = EagerPotential(model, str(packed.device)), check_graphs(packed.spec)  # type: ignore[arg-type]
     worst, where = max(deviation(packed, eager, graphs), deviation(_Whole(packed), eager, graphs))
     tolerance = TOLERANCE[packed.spec.dtype]
     if not worst <= tolerance:

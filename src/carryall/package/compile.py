@@ -52,7 +52,8 @@ def code_for(level: str) -> Iterator[None]:
         return
     from torch._inductor import cpp_builder, cpu_vec_isa
 
-    vectors = {LEVELS[0]: [], LEVELS[1]: [cpu_vec_isa.VecAVX2()], LEVELS[2]: [cpu_vec_isa.VecAVX512(), cpu_vec_isa.VecAVX2()]}
+    wide, wider = cpu_vec_isa.VecAVX2(), cpu_vec_isa.VecAVX512()
+    vectors: dict[str, list[Any]] = {LEVELS[0]: [], LEVELS[1]: [wide], LEVELS[2]: [wider, wide]}
     usable = [isa for isa in vectors[level] if isa]  # an instruction set is false where a test program of it does not run
     flags_of = cpp_builder._get_optimization_cflags
 

@@ -28,14 +28,20 @@ from carryall.package.convert import for_deepmd, is_of_deepmd
 from carryall.package.cpu import checked_level
 from carryall.package.deepmd_program import OUTPUTS, deepmd_inputs, input_names, trace_for_deepmd
 from carryall.package.export import kind_of, source_of
+from carryall.package.facts import definition, metadata_of
 from carryall.package.load import quiet_torch
 from carryall.package.manifest import MODEL, append_facts, rewrite, seal
-from carryall.package.metadata import definition, metadata_of
 from carryall.package.sources import OWN_SOURCE
 
 LOWER_KIND = "graph"
 UNKNOWN_SEL = 200  # neighbours, where the model has no number: deepmd-kit wants one, and uses it for padded lists only
-COMPARED = {"energy": "energy", "atom_energy": "atomic_energy", "force": "forces", "virial": "virial", "atom_virial": "atomic_virial"}
+COMPARED = {
+    "energy": "energy",
+    "atom_energy": "atomic_energy",
+    "force": "forces",
+    "virial": "virial",
+    "atom_virial": "atomic_virial",
+}
 DEFS: dict[str, tuple[str, list[str | int], str]] = {
     "atype": ("int64", ["n_nodes"], "index into type_map"),
     "n_node": ("int64", ["n_frames"], "nodes of a frame, owned ones first"),
@@ -195,4 +201,3 @@ def _runner(path: Path, device: str) -> Callable[..., Sequence[Tensor]]:
     index = -1 if torch.device(device).index is None else torch.device(device).index
     loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, index)
     return lambda *inputs: loader.run(list(inputs))
-

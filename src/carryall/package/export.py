@@ -17,9 +17,10 @@ from carryall.package.arrays import to_json
 from carryall.package.check import check_against_eager
 from carryall.package.compile import compile_program, compiler_version, require_compiler
 from carryall.package.cpu import checked_level
+from carryall.package.facts import metadata_of
 from carryall.package.load import load_packed, quiet_torch
 from carryall.package.manifest import FORMAT_VERSION, append_facts
-from carryall.package.metadata import Kind, metadata_of
+from carryall.package.metadata import Kind
 from carryall.package.trace import trace
 
 SUFFIXES = (".pt2", ".pte")
@@ -48,9 +49,7 @@ def export_model(
     model_json = to_json(source or source_of(model))
     model = model.eval().to(device)
     compiler = compiler_version() if kind == "pt2" else ""
-    metadata = metadata_of(
-        model, kind, device, model_json=model_json, cpu_level=level, compiler=compiler, facts=facts or {}
-    )
+    metadata = metadata_of(model, kind, device, model_json=model_json, cpu_level=level, compiler=compiler, facts=facts or {})
     program = trace(model, device)
     with tempfile.TemporaryDirectory(prefix=".pack-", dir=path.parent) as folder:
         # torch names the root folder of the archive after the file

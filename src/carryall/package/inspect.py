@@ -44,7 +44,9 @@ def _foreign(path: Path) -> dict[str, Any]:
         entries = {name: vars(entry) for name, entry in sorted(entries_of(archive).items())}
     found = [name for name in entries if name.endswith("extra/metadata.json")]
     if len(found) != 1:
-        raise InputError(f"{path} has no manifest and no metadata.json: it is neither carryall's nor DeePMD's, or not copied whole")
+        raise InputError(
+            f"{path} has no manifest and no metadata.json: it is neither carryall's nor DeePMD's, or not copied whole"
+        )
     return {"metadata": read_json(path, found[0]), "training": {}, "foreign": True, "entries": entries}
 
 

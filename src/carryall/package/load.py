@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from carryall.package.metadata import Metadata, check_program, read_metadata
 from carryall.package.program import load_program
 from carryall.package.run import PackedPotential, Run
 
+TRUSTED_KEYS = "CARRYALL_TRUSTED_KEYS"
 OLDEST, NEWEST = (2, 11), (2, 13)
 """Versions of torch between which compiled programs are known to be exchangeable."""
 
@@ -27,15 +29,25 @@ class UnfitError(InputError):
 
 
 def load_packed(
-    path: str | Path, device: str = "cpu", dtype: str | None = None, neighbor_graph_method: str | None = None
+    path: str | Path,
+    device: str = "cpu",
+    dtype: str | None = None,
+    neighbor_graph_method: str | None = None,
+    trusted_keys: Sequence[str | Path] | None = None,
 ) -> PackedPotential:
     """Load a `.pt2` or `.pte`; every entry is checked against the manifest's SHA-256 before anything of it runs.
 
+    With `trusted_keys` (None: those of $CARRYALL_TRUSTED_KEYS), the file has to be signed by one of them.
     InputError for a file that is damaged or not one of ours; UnfitError, one of them, for one compiled for another CPU, device
     or torch: `carryall.load(path, rebuild=True)` makes it again from its source.
     """
     path, where = Path(path), usable_device(device)
     with open_packed(path) as packed:
+        if trusted_keys or (trusted_keys is None and os.environ.get(TRUSTED_KEYS)):
+            from carryall.package.signing import require_signature
+            from carryall.package.signing import trusted_keys as keys_of_environment
+
+            require_signature(packed, trusted_keys or keys_of_environment())
         facts = read_metadata(path, packed.check())
         check_program(path, facts)
         _check_options(path, facts, dtype, neighbor_graph_method)
@@ -90,10 +102,11 @@ def _compiled(packed: Packed, where: torch.device) -> Run:
     with tempfile.TemporaryDirectory(prefix="carryall-") as folder, verified_copy(packed, Path(folder)) as copy:
         try:
             # the loader itself: torch's Python wrapper around it imports the compiler and takes longer for each call
-            return torch._C._aoti.AOTIModelPackageLoader(str(copy), "model", False, 1, index).run
+            loader = torch._C._aoti.AOTIModelPackageLoader(str(copy), "model", False, 1, index)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise UnfitError(_unfit(packed.path, f"torch {torch.__version__} cannot load it ({reason})")) from None
+    return lambda inputs: loader.run(list(inputs))
 
 
 def _portable(packed: Packed, device: str) -> Run:

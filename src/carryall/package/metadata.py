@@ -6,23 +6,15 @@ field means for files that are older than it is its default here, and the table 
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor, nn
 
-import carryall
 from carryall.errors import InputError
 from carryall.graph.potential import PotentialSpec
-from carryall.package.cpu import level_of_isa, machine
-from carryall.package.manifest import FORMAT_VERSION
-from carryall.package.signature import INPUT_DEFS, INPUTS, OUTPUT_DEFS, input_names, output_names
+from carryall.package.cpu import level_of_isa
+from carryall.package.signature import INPUTS, input_names, output_names
 
 Dtype = Literal["float64", "float32"]
 Kind = Literal["pt2", "pte"]
@@ -132,55 +124,6 @@ class Metadata(BaseModel):
         return PotentialSpec.from_dict(self.model_dump())
 
 
-def metadata_of(
-    model: nn.Module, kind: Kind, device: str, *, model_json: str, cpu_level: str, compiler: str, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Facts read from the model and this machine, and further `facts`; ready for JSON."""
-    spec = model.spec
-    assert not isinstance(spec, Tensor | nn.Module)
-    compiled = kind == "pt2"
-    where = torch.device(device)
-    values = {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        **spec.to_dict(),
-        "rcut": spec.cutoff,
-        "has_message_passing": spec.message_passing,
-        "neighbor_graph_method": getattr(model, "neighbor_graph_method", "graph"),
-        "extra_inputs": list(spec.extra_inputs),
-        "input_keys": list(input_names(spec)),
-        "output_keys": list(output_names(spec)),
-        "input_defs": [definition(name, *INPUT_DEFS[name]) for name in input_names(spec)],
-        "output_defs": [definition(name, "float64", *OUTPUT_DEFS[name]) for name in output_names(spec)],
-        "model_type": type(model).__name__,
-        "n_parameters": sum(p.numel() for p in model.parameters()),
-        "model_sha256": hashlib.sha256(model_json.encode()).hexdigest(),
-        "device": where.type,
-        "carryall_version": carryall.__version__,
-        "torch_version": torch.__version__,
-        "python_version": platform.python_version(),
-        "compiler": compiler,
-        "machine": machine() if compiled else "any",
-        "cpu_level": cpu_level if compiled else "any",
-        "cuda_capability": ".".join(map(str, torch.cuda.get_device_capability(where))) if where.type == "cuda" else "",
-        "created": timestamp(),
-        **facts,
-    }
-    return Metadata.model_validate(values).model_dump()
-
-
-def definition(name: str, dtype: str, shape: list[str | int], unit: str) -> dict[str, Any]:
-    """As Definition has it."""
-    return {"name": name, "dtype": dtype, "shape": shape, "unit": unit}
-
-
-def timestamp() -> str:
-    """Now, or SOURCE_DATE_EPOCH, in UTC to the second."""
-    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = datetime.fromtimestamp(int(fixed), UTC) if fixed.isdigit() else datetime.now(UTC)
-    return now.isoformat(timespec="seconds")
-
-
 def read_metadata(path: Path, values: dict[str, Any]) -> Metadata:
     """The checked facts of a file of any format version; InputError names the field that is wrong."""
     try:
@@ -188,7 +131,9 @@ def read_metadata(path: Path, values: dict[str, Any]) -> Metadata:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
-        raise InputError(f"{path}: metadata.json: {where}: {first['msg']}; the file is damaged or not a packed potential") from None
+        raise InputError(
+            f"{path}: metadata.json: {where}: {first['msg']}; the file is damaged or not a packed potential"
+        ) from None
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:

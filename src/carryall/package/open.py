@@ -5,7 +5,6 @@ What needs a model's source is imported only where a source is read, so that a p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -33,7 +32,7 @@ def load(
     "graph" (every neighbour, no padding) or "legacy" (DeePMD's padded lists, see docs/deepmd.md); a DeePMD model for which it
     matters says so in a SemanticsWarning. `rebuild`: a `.pt2` whose compiled part does not fit this machine (another CPU,
     device, torch, or another program's file) is compiled from its source into a cache. `trusted_keys`: files with public keys,
-    one of which has to have signed a packed file; `$CARRYALL_TRUSTED_KEYS` when None. The built-in `water` is compiled into
+    one of which has to have signed a packed file; those of `$CARRYALL_TRUSTED_KEYS` (separated by commas) when None. The built-in `water` is compiled into
     the cache on first use; `notify` hears of it, of running it uncompiled where there is no C++ compiler, and of what would be
     a warning.
     """
@@ -41,13 +40,8 @@ def load(
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     path, say = Path(path), notify or (lambda _: None)
     if path.suffix in (".pt2", ".pte"):
-        keys = trusted_keys if trusted_keys is not None else os.environ.get("CARRYALL_TRUSTED_KEYS", "").split(os.pathsep)
-        if any(keys):
-            from carryall.package.signing import require_signature
-
-            require_signature(path, [key for key in keys if key])
         try:
-            return load_packed(path, device, dtype, neighbor_graph_method)
+            return load_packed(path, device, dtype, neighbor_graph_method, trusted_keys)
         except UnfitError:
             if not rebuild:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -55,9 +56,12 @@ def pack(
         model = model_from_source(model_to_source(model))
         if neighbor_graph_method is not None:
             model = with_method(model, neighbor_graph_method)
+    else:
+        model = copy.deepcopy(model)
     if dtype is not None:
         model = with_weight_dtype(model, dtype)
-    source, facts = source_of(model), {}
+    source = source_of(model)
+    facts: dict[str, Any] = {}
     if compress:
         from carryall.models.dpa1.compression import compress as compressed
 

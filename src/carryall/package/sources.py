@@ -168,4 +168,3 @@ def _writer(path: Path, digits: bool) -> Callable[[Path, dict[str, Any]], None]:
         part.write_bytes(gzip.compress(data, 9, mtime=0) if path.name.endswith(".gz") else data)
 
     return write_json
-

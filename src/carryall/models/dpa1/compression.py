@@ -34,6 +34,7 @@ SCALES = tuple(2.0**power for power in range(-2, 7))
 BETWEEN = (0.1, 0.276, 0.5, 0.724, 0.9)  # of an interval; a quintic's errors are largest at 0.5, its slope's at the two beside
 PROBED = 16  # functions that the scale is chosen by
 KINKED = ("relu", "relu6")
+BOUNDED = ("tanh", "sigmoid", "relu6", "silut", "custom_silu")
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class CompressedEmbedding(nn.Module):
         kind = neighbor_type if self.one_side else center_type[:, None] * self.n_types + neighbor_type
         kind = kind.reshape(-1)
         function = torch.zeros_like(kind) if self.strip else kind
-        g = self.table(function, radial.reshape(-1)).view(*shape, -1)
+        g = self.table(function, radial.reshape(-1)).view(*shape, self.table.n_outputs)
         if self.by_type is None:
             return g
-        factor = self.by_type.index_select(0, kind).view(*shape, -1)
+        factor = self.by_type.index_select(0, kind).view(*shape, self.table.n_outputs)
         return g + g * (factor * sw[..., None] if self.smooth else factor)
 
 
@@ -256,7 +257,7 @@ class Functions:
         """Their table."""
         nodes = grid.nodes().to(self.types.device)
         found = [torch.stack(one) for one in zip(*(self.at(nodes, k) for k in range(self.n_functions)), strict=True)]
-        return QuinticTable(grid, found[0], found[1], found[2], self.dtype)
+        return QuinticTable(grid, found[0], found[1], found[2], self.dtype, bounded=is_bounded(self.net))
 
     def errors(self, table: QuinticTable, ordinary: float) -> TableErrors:
         """Of a table, which sees arguments in the model's dtype."""
@@ -271,6 +272,15 @@ class Functions:
             relative = [one / scale_of(true, x, ordinary) for one, true in zip(off, net[:2], strict=True)]
             worst.append(torch.stack([one.max() for one in (*relative, *off)]))
         return TableErrors(*torch.stack(worst).amax(0).tolist())
+
+
+def is_bounded(net: nn.Sequential) -> bool:
+    """Whether the outputs stay finite as the inputs grow: no residual carries an input on, and activations have limits."""
+    layers = [layer for layer in net if isinstance(layer, Layer)]
+    n_in, n_out = layers[0].w.shape
+    carried = layers[0].resnet and n_out in (n_in, 2 * n_in)
+    names = {layer.activation_function.lower().partition(":")[0] for layer in layers}
+    return not carried and names <= set(BOUNDED)
 
 
 def scale_of(values: Tensor, x: Tensor, ordinary: float) -> Tensor:
