@@ -1,8 +1,8 @@
 """Build and run spin models over DPA-1 with deepmd-kit 3.2.0 itself; needs its environment, not carryall's.
 
-`build` makes a model dict, with types and exclusions for virtual atoms as deepmd-kit's own `get_spin_model` gives them. `evaluate`
-runs it by both of its routes: `whole` (training, `.pth`: neighbours are searched among all atoms, virtual ones too) and `lower`
-(packed programs, LAMMPS: virtual neighbours are those of the neighbours of a list at the cutoff).
+`build` makes a model dict, with types and exclusions for virtual atoms as deepmd-kit's own `get_spin_model` gives them.
+`evaluate` runs it by both of its routes: `whole` (training, `.pth`: neighbours are searched among all atoms, virtual ones too)
+and `lower` (packed programs, LAMMPS: virtual neighbours are those of the neighbours on a list, here one at the cutoff).
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ def build(
     pairs = spin.get_pair_exclude_types(settings["model"].get("pair_exclude_types"))
     inner = copy.deepcopy(settings)
     inner["type_map"] = [*type_map, *(f"{symbol}_spin" for symbol in type_map)]
-    inner["descriptor"] = {"env_protection": ENV_PROTECTION, **settings["descriptor"], "exclude_types": [tuple(p) for p in pairs]}
+    inner["descriptor"] = {
+        "env_protection": ENV_PROTECTION,
+        **settings["descriptor"],
+        "exclude_types": [tuple(p) for p in pairs],
+    }
     atoms = spin.get_atom_exclude_types(settings["model"].get("atom_exclude_types"))
     inner["model"] = {"pair_exclude_types": [tuple(pair) for pair in pairs], "atom_exclude_types": sorted(atoms)}
     packed = {name: with_virtual_atoms(systems[name], spins[name], spin) for name in settings["statistics"]}
@@ -84,9 +88,7 @@ def run_lower(model: Any, system: System, spins: np.ndarray, extra: dict[str, np
     )
     owners = mapping[..., None].expand(-1, -1, 3)
     moments = torch.gather(torch.tensor(spins[None]), 1, owners)
-    out = model.forward_lower(
-        extended.requires_grad_(), atype, moments, nlist, mapping=mapping, do_atomic_virial=True, **more
-    )
+    out = model.forward_lower(extended.requires_grad_(), atype, moments, nlist, mapping=mapping, do_atomic_virial=True, **more)
 
     def folded(value: torch.Tensor) -> torch.Tensor:
         return torch.zeros(1, x.shape[1], *value.shape[2:], dtype=value.dtype).index_add(1, mapping[0], value.detach())

@@ -31,7 +31,10 @@ RADIAL = {"set_davg_zero": False}
 
 
 def spin_settings(
-    descriptor: dict[str, Any], use_spin: tuple[bool, bool] = (True, True), scale: tuple[float, float] = (0.3, 0.2), **changes: Any
+    descriptor: dict[str, Any],
+    use_spin: tuple[bool, bool] = (True, True),
+    scale: tuple[float, float] = (0.3, 0.2),
+    **changes: Any,
 ) -> dict[str, Any]:
     """Settings of a model of two real types; statistics are those of real and virtual atoms."""
     spin = {"use_spin": list(use_spin), "virtual_scale": list(scale)}

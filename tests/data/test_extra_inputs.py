@@ -193,3 +193,99 @@ def test_take_system_inputs_leaves_the_rest() -> None:
     info = {"fparam": np.array([1, 2]), "other": 3}
     assert take_system_inputs(info)["fparam"].tolist() == [1.0, 2.0]
     assert info == {"other": 3}
+
+
+# -- spins, and charge and spin state of a system
+
+
+def with_state(spins: Any = None, charge_spin: Any = None) -> AtomicData:
+    system = {} if charge_spin is None else {"charge_spin": charge_spin}
+    return AtomicData(POSITIONS, [8, 1, 1], cell=5 * np.eye(3), energy=-1.0, spins=spins, system_extras=system)
+
+
+SPINS = np.random.default_rng(0).normal(size=(3, 3))
+
+
+def test_vectors_are_inputs_and_collinear_moments_are_not() -> None:
+    found = structure_inputs(with_state(SPINS, [1.0, 2.0]))
+    assert found["spin"].tolist() == SPINS.tolist()
+    assert found["charge_spin"].tolist() == [[1.0, 2.0]]
+    batch = extra_inputs(Batch.from_data_list([with_state(SPINS, [1.0, 2.0]), with_state(2 * SPINS, [3.0, 4.0])]))
+    assert batch["spin"].tolist() == np.concatenate([SPINS, 2 * SPINS]).tolist()
+    assert batch["charge_spin"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    collinear = with_state([1.0, -1.0, 0.0])
+    assert structure_inputs(collinear) == {}
+    assert extra_inputs(Batch.from_data_list([collinear])) == {}
+
+
+def test_structures_without_spins_are_marked_in_a_batch() -> None:
+    items = [with_state(SPINS), with_state(), with_state(charge_spin=[0.0, 1.0])]
+    fill = missing_inputs(items)
+    assert set(fill) == {"spins", "charge_spin"}
+    found = extra_inputs(Batch.from_data_list(items, fill))
+    assert found["spin"].isnan().any(1).tolist() == [False] * 3 + [True] * 6
+    assert found["charge_spin"].isnan().any(1).tolist() == [True, True, False]
+    with pytest.raises(InputError, match=r"spin is missing for atom 3, 4, 5, 6, 7, 8: .* as vectors, \(n_atoms, 3\)"):
+        complete_input("spin", found["spin"], 9, 3)
+
+
+@pytest.mark.parametrize("suffix", [".extxyz", ""])
+def test_spins_and_states_go_through_files(tmp_path: Path, suffix: str) -> None:
+    data = with_state(SPINS, [-1.0, 2.0]).replace(atom_extras={"magnetic_forces": 2 * SPINS})
+    write_structures(tmp_path / f"data{suffix}", [data, data])
+    for found in read_structures(tmp_path / f"data{suffix}"):
+        assert found.spins is not None
+        assert found.spins.tolist() == SPINS.tolist()
+        assert found.system_extras["charge_spin"].tolist() == [-1.0, 2.0]
+        assert found.atom_extras["magnetic_forces"].tolist() == (2 * SPINS).tolist()
+
+
+def test_deepmd_folders_have_deepmds_names(tmp_path: Path) -> None:
+    data = with_state(SPINS, [-1.0, 2.0]).replace(atom_extras={"magnetic_forces": 2 * SPINS})
+    write_structures(tmp_path / "data", [data])
+    arrays = {path.stem: np.load(path) for path in (tmp_path / "data" / "set.000").glob("*.npy")}
+    assert (arrays["spin"].shape, arrays["force_mag"].shape, arrays["charge_spin"].tolist()) == ((1, 9), (1, 9), [[-1.0, 2.0]])
+    (tmp_path / "data" / "set.000" / "spin.npy").unlink()
+    np.save(tmp_path / "data" / "set.000" / "spin.npy", np.zeros((1, 3)))
+    with pytest.raises(InputError, match=r"spin.npy has 3 values a frame, expected 9"):
+        read_structures(tmp_path / "data")
+
+
+def test_a_column_named_spin_is_spins(tmp_path: Path) -> None:
+    text = '1\nProperties=species:S:1:pos:R:3:spin:R:3:magmoms:R:1 charge_spin="1 2" pbc="F F F"\nO 0 0 0 0.5 0 -1 7\n'
+    (tmp_path / "one.extxyz").write_text(text)
+    (found,) = read_structures(tmp_path / "one.extxyz")
+    assert found.spins is not None
+    assert found.spins.tolist() == [[0.5, 0.0, -1.0]]
+    assert found.system_extras["charge_spin"].tolist() == [1.0, 2.0]
+    assert "spin" not in found.atom_extras
+    # of another shape it is a column like any
+    (tmp_path / "two.extxyz").write_text(text.replace("spin:R:3:magmoms:R:1", "spin:R:1:other:R:3"))
+    (found,) = read_structures(tmp_path / "two.extxyz")
+    assert found.spins is None
+    assert found.atom_extras["spin"].tolist() == [0.5]
+
+
+def test_inputs_of_ase_atoms() -> None:
+    arrays = {"initial_magmoms": SPINS, "spin": 2 * SPINS}
+    assert ase_extras({}, arrays)["spins"].tolist() == (2 * SPINS).tolist()
+    assert ase_extras({}, {"initial_magmoms": SPINS})["spins"].tolist() == SPINS.tolist()
+    assert "spins" not in ase_extras({}, {"initial_magmoms": SPINS[:, 0]})
+    assert ase_extras({"charge_spin": (1, 2)}, {})["system_extras"]["charge_spin"].tolist() == [1.0, 2.0]
+    with pytest.raises(InputError, match="charge_spin is 'singlet': expected numbers"):
+        ase_extras({"charge_spin": "singlet"}, {})
+
+
+def test_spins_go_through_ase() -> None:
+    pytest.importorskip("ase")
+    data = with_state(SPINS, [-1.0, 2.0])
+    back = AtomicData.from_ase(data.to_ase())
+    assert back.spins is not None
+    assert back.spins.tolist() == SPINS.tolist()
+    assert back.system_extras["charge_spin"].tolist() == [-1.0, 2.0]
+    atoms = data.to_ase()
+    atoms.arrays["spin"] = 3 * SPINS
+    again = AtomicData.from_ase(atoms)
+    assert again.spins is not None
+    assert again.spins.tolist() == (3 * SPINS).tolist()
+    assert "spin" not in again.atom_extras

@@ -132,6 +132,23 @@ def test_parameter_gradients_across_ranks_equal_those_of_one_process() -> None:
             assert torch.allclose(sum(parts), expected[index], rtol=0, atol=1e-12 * scale), index
 
 
+def test_losses_of_different_parts_make_the_same_exchanges() -> None:
+    """Where one rank has labels that another has not, both differentiate through every exchange, in one order."""
+    graph = graph_of("tilted")
+
+    def rank(transport: Transport) -> list[str]:
+        here = split(graph, [0, 1] * 4, transport.rank).on(transport, Recorded)
+        model = small_message_passing()
+        out = evaluate_model(model, here, create_graph=True)  # type: ignore[arg-type]
+        loss = out["energy"].sum() if transport.rank == 0 else out["forces"].square().sum()
+        loss.backward()
+        return here.exchange.calls
+
+    first, second = run_ranks(2, rank)
+    assert first == second
+    assert len(first) == 8
+
+
 # -- the same exchanges, in the same order
 
 
@@ -144,6 +161,7 @@ FORWARD = [
     "forward torch.float32 []",
     "all_reduce torch.float64 []",
     "reverse torch.float64 []",
+    "forward torch.float64 [7]",
 ]
 
 

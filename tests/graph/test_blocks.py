@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import carryall.graph.blocks as blocks
 from carryall.graph.blocks import by_degree, chunks, cuts, evaluate_in_blocks, star_graphs
 from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors, pointer, validate
+from carryall.graph.potential import PotentialSpec
+from carryall.graph.segments import segment_sum
 from carryall.models import LennardJones
 from carryall.models.derivatives import energy_and_gradient, evaluate_model
 
@@ -126,3 +128,58 @@ def test_each_system_keeps_its_own_parameters() -> None:
         assert star.aparam is not None
         of_centers = star.fparam[star.system[: star.n_local], 0]
         assert torch.equal(of_centers, star.aparam[: star.n_local, 0])  # system k holds atom k
+
+
+class SpinPairs(nn.Module):
+    """E_i = |s_i|^2 + sum over edges of (s_i . r)(s_j . r): what a spin model is to blocks."""
+
+    spec = PotentialSpec(5.0, ("Cu", "Au"), spin=True)
+
+    def forward(self, graph: NeighborGraph, edge_vec: Tensor) -> Tensor:
+        assert graph.spin is not None
+        own, other = graph.spin[graph.edge_center], graph.spin[graph.edge_neighbor]
+        terms = (own * edge_vec).sum(1) * (other * edge_vec).sum(1) * graph.edge_mask
+        local = torch.arange(graph.n_local)
+        return segment_sum(terms, graph.edge_center, graph.n_local) + graph.spin[local].square().sum(1)
+
+
+def spin_call(part: NeighborGraph) -> tuple[Tensor, Tensor, Tensor | None]:
+    return energy_and_gradient(SpinPairs(), part, edge_vectors(part))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=14), st.integers(1, 40), st.integers(0, 3), st.integers(1, 3))
+def test_spin_gradients_of_blocks_equal_one_call(degrees: list[int], limit: int, n_ghosts: int, n_systems: int) -> None:
+    graph = random_graph(degrees, n_systems=min(n_systems, max(len(degrees), 1)), n_ghosts=n_ghosts, masked=True)
+    graph = graph.replace(spin=torch.randn(graph.n_atoms, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    whole, parts = evaluate_model(SpinPairs(), graph), evaluate_in_blocks(spin_call, graph, limit)
+    assert set(parts) == set(whole)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-12, atol=1e-12)
+    assert graph.spin is not None
+    alone = torch.tensor([0] * n_ghosts + [1], dtype=torch.float64)  # atoms without edges feel themselves, ghosts nothing
+    if graph.n_edges == 0 and graph.n_local:
+        expected = -2 * graph.spin[: graph.n_local] * alone[-1]
+        torch.testing.assert_close(parts["magnetic_forces"][: graph.n_local], expected)
+        assert not parts["magnetic_forces"][graph.n_local :].any()
+
+
+def test_spin_gradients_of_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "CHUNK", 3)
+    monkeypatch.setattr(blocks, "CHUNKS", 5)
+    graph = random_graph([5, 0, 2, 9, 1, 1, 0, 7, 3, 3, 4], n_systems=3, n_ghosts=2)
+    graph = graph.replace(spin=torch.randn(graph.n_atoms, 3, dtype=torch.float64))
+    whole, parts = evaluate_model(SpinPairs(), graph), evaluate_in_blocks(spin_call, graph, 8)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-12, atol=1e-12)
+
+
+def test_each_system_keeps_its_own_spins_and_state() -> None:
+    numbers = torch.arange(4.0, dtype=torch.float64)[:, None]
+    graph = random_graph([2, 3, 1, 2], n_systems=4).replace(charge_spin=numbers.expand(4, 2), spin=numbers.expand(4, 3))
+    part, order = by_degree(graph, 0, 4)
+    for star, _ in star_graphs(part, order, edge_vectors(part), 3):
+        assert star.charge_spin is not None
+        assert star.spin is not None
+        assert star.spin.shape == (star.n_atoms, 3)
+        assert torch.equal(star.charge_spin[star.system, 0], star.spin[:, 0])  # system k holds atom k

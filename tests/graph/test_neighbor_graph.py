@@ -122,7 +122,10 @@ def test_extra_inputs_follow_selection_and_concatenation() -> None:
     graphs = [
         graph_of(name).replace(fparam=torch.rand(1, 2), aparam=torch.rand(n, 3)) for name, n in zip(names, (7, 8), strict=True)
     ]
+    graphs = [graph.replace(spin=torch.rand(graph.n_atoms, 3), charge_spin=torch.rand(1, 2)) for graph in graphs]
     joined = validate(concatenate(graphs))
+    assert torch.equal(joined.spin, torch.cat([g.spin for g in graphs]))
+    assert torch.equal(joined.charge_spin, torch.cat([g.charge_spin for g in graphs]))
     assert torch.equal(joined.fparam, torch.cat([g.fparam for g in graphs]))
     assert torch.equal(joined.aparam, torch.cat([g.aparam for g in graphs]))
     near = select_edges(joined, lengths(joined) < 3.0)
@@ -140,10 +143,12 @@ def test_extra_inputs_follow_selection_and_concatenation() -> None:
         ({"fparam": 2}, {}, "graph 1 has no fparam but graph 0 has fparam of width 2"),
         ({}, {"aparam": 1}, "graph 1 has aparam of width 1 but graph 0 has no aparam"),
         ({"fparam": 2}, {"fparam": 3}, "graph 1 has fparam of width 3 but graph 0 has fparam of width 2"),
+        ({"spin": 3}, {}, "graph 1 has no spin but graph 0 has spin of width 3"),
+        ({"charge_spin": 2}, {}, "graph 1 has no charge_spin but graph 0 has charge_spin of width 2"),
     ],
 )
 def test_extra_inputs_belong_to_all_graphs_or_none(first: dict[str, int], second: dict[str, int], message: str) -> None:
-    rows = {"fparam": 1, "aparam": 7}
+    rows = {"fparam": 1, "aparam": 7, "spin": 7, "charge_spin": 1}
     graphs = [
         graph_of("open").replace(**{name: torch.rand(rows[name], width) for name, width in widths.items()})
         for widths in (first, second)
@@ -226,6 +231,10 @@ def broken(graph: NeighborGraph, name: str) -> NeighborGraph:
         "aparam": {"aparam": torch.zeros(8)},
         "aparam nan": {"aparam": torch.full((8, 1), torch.nan)},
         "aparam integer": {"aparam": torch.zeros(8, 1, dtype=torch.int64)},
+        "spin": {"spin": torch.zeros(8)},
+        "spin width": {"spin": torch.zeros(8, 2)},
+        "spin nan": {"spin": torch.full((8, 3), torch.nan)},
+        "charge_spin": {"charge_spin": torch.zeros(8, 2)},
     }
     return graph.replace(**changes[name])
 
@@ -262,6 +271,10 @@ MESSAGES = {
     "aparam": r"aparam has shape \(8,\), expected \(n_atoms, numb_aparam\)",
     "aparam nan": r"aparam\[0\] is \[nan\]: expected finite",
     "aparam integer": r"aparam has dtype torch.int64, expected a floating-point one",
+    "spin": r"spin has shape \(8,\), expected \(n_atoms, 3\)",
+    "spin width": r"spin has shape \(8, 2\), expected \(n_atoms, 3\)",
+    "spin nan": r"spin\[0\] is \[nan, nan, nan\]: expected finite",
+    "charge_spin": r"charge_spin has shape \(8, 2\), expected \(n_systems, dim_chg_spin\) with n_systems = 1",
 }
 
 

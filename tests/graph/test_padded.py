@@ -224,6 +224,20 @@ def test_a_list_with_a_skin_and_extra_inputs() -> None:
     validate(ghosted)
 
 
+def test_spins_of_owned_atoms_and_of_ghosts() -> None:
+    items = [structure("periodic", TYPES), structure("open", TYPES)]
+    graph = graph_from_structures(items, CUTOFF, TYPES)
+    quartet, state = padded_from_graph(graph), torch.rand(2, 2, dtype=torch.float64)
+    own = torch.rand(2, 8, 3, dtype=torch.float64)
+    spins = own.gather(1, quartet.mapping[..., None].expand(-1, -1, 3))
+    folded = graph_from_padded(*quartet, cell=graph.cell, extended_spin=spins, charge_spin=state)
+    assert torch.equal(folded.spin, torch.cat([own[0], own[1, :7]]))
+    assert torch.equal(folded.charge_spin, state)
+    ghosted = validate(graph_from_padded(*quartet, extended_spin=spins))
+    assert torch.equal(ghosted.spin[:15], folded.spin)
+    assert torch.equal(ghosted.spin[15:], folded.spin[ghosted.ghost_owner])
+
+
 def test_ghosts_of_other_ranks() -> None:
     graph = add_ghosts(graph_from_structures([structure("tilted", TYPES)], CUTOFF, TYPES))
     quartet = padded_from_graph(graph)
@@ -286,6 +300,7 @@ def test_bad_entries_are_named(name: str) -> None:
         ({"cell": torch.zeros(3, 3)}, r"cell has shape \(3, 3\), expected \(1, 3, 3\)"),
         ({"cell": torch.ones(1, 3, 3)}, "frame 0: cell has no volume"),
         ({"aparam": torch.zeros(1, 7, 2)}, r"aparam has shape \(1, 7, 2\), expected \(1, 8, numb_aparam\)"),
+        ({"extended_spin": torch.zeros(1, 8, 3)}, r"extended_spin has shape \(1, 8, 3\), expected \(1, \d+, 3\)"),
     ],
 )
 def test_bad_shapes_are_named(change: dict[str, Tensor], message: str) -> None:

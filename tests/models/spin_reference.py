@@ -1,4 +1,4 @@
-"""Reference files of spin models (tests/reference_data/spin, by scripts/make_spin_reference.py), and carryall's answer to them."""
+"""Reference files of spin models (tests/reference_data/spin, by scripts/make_spin_reference.py), and carryall's answers."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def with_inputs(data: AtomicData, spins: np.ndarray, inputs: Mapping[str, np.nda
     )
 
 
-def worst_error(found: Mapping[tuple[str, str], np.ndarray], expected: Mapping[tuple[str, str, str], np.ndarray], route: str) -> Any:
+def worst_error(
+    found: Mapping[tuple[str, str], np.ndarray], expected: Mapping[tuple[str, str, str], np.ndarray], route: str
+) -> Any:
     """Largest error by (system, quantity), relative to the largest of the terms that make up a sum."""
     errors = {}
     for (system, quantity), value in found.items():

@@ -7,20 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from carryall import evaluate
 from carryall.data import AtomicData
 from carryall.errors import InputError
-from carryall.graph import NeighborGraph, concatenate, edge_vectors, graph_from_structures, pointer, validate
+from carryall.graph import NeighborGraph, edge_vectors, graph_from_structures, pointer, validate
 from carryall.models import EagerPotential, LennardJones, evaluate_model, model_from_source, model_to_source
 from carryall.models.dpa1.semantics import with_method
 from carryall.models.dpa1.source import set_weight_dtype
 from carryall.models.spin import SpinModel, full_scale, with_virtual_atoms
-from carryall.package.signature import output_names, to_inputs
-from carryall.package.trace import trace
 from spin_models import SCALE, TYPES, small_spin, with_spins
-from structures import CUTOFF, add_ghosts, geometries, small_dpa1, structure
+from structures import CUTOFF, add_ghosts, small_dpa1, structure
 
 ALL = ("energy", "forces", "virial", "atomic_energy", "magnetic_forces")
 NAMES = ("periodic", "tilted", "slab", "open", "one_atom", "one_atom_periodic", "two_far", "tiny_triclinic")
@@ -340,7 +337,7 @@ def test_forms_of_virtual_scale() -> None:
     assert full_scale(0.3, [True, False]) == (0.3, 0.3)
     assert full_scale([0.1, 0.2], [True, False]) == (0.1, 0.2)
     assert full_scale([0.1, 0.2], [True, False, True]) == (0.1, 0.0, 0.2)
-    with pytest.raises(InputError, match="virtual_scale has 3 numbers, expected one, 2 .* or 1"):
+    with pytest.raises(InputError, match=r"virtual_scale has 3 numbers, expected one, 2 .* or 1"):
         full_scale([1, 2, 3], [True, False])
 
 
@@ -355,39 +352,6 @@ def test_float32_weights_and_methods() -> None:
     assert model.spec.dtype == "float32"
     worst = max(np.abs(a["magnetic_forces"] - b["magnetic_forces"]).max() for a, b in zip(run(model, data), exact, strict=True))
     assert 1e-10 < worst < 1e-4
-
-
-# -- export
-
-
-def with_random_spins(graph: NeighborGraph) -> NeighborGraph:
-    generator = torch.Generator().manual_seed(graph.n_atoms)
-    return graph.replace(spin=torch.randn(graph.n_atoms, 3, generator=generator, dtype=torch.float64))
-
-
-def export_graphs(model: SpinModel) -> dict[str, NeighborGraph]:
-    """Sizes that a program could have specialised on."""
-    found = {name: graph_from_structures([structure(name, TYPES)], model.spec.cutoff, TYPES) for name in geometries()}
-    found["batch"] = concatenate(list(found.values()))
-    found["ghosts"], found["few edges"] = add_ghosts(found["tilted"]), add_ghosts(found["two_atoms"])
-    one = found["tilted"]
-    none: dict[str, Tensor] = {name: getattr(one, name)[:0] for name in ("edge_center", "edge_neighbor", "edge_shift", "edge_mask")}
-    found["no local atoms"] = one.replace(**none, ptr=one.ptr[:1])
-    empty = {name: getattr(one, name)[:0] for name in ("positions", "atom_types", "system", "cell")}
-    found["nothing"] = one.replace(**none, **empty, ptr=one.ptr[:1], spin=None)
-    return {name: with_random_spins(graph) for name, graph in found.items()}
-
-
-@pytest.mark.parametrize("form", ["smooth", "legacy, davg"])
-def test_a_traced_program_takes_every_size(form: str) -> None:
-    model = small_spin((True, False), **FORMS[form])  # type: ignore[arg-type]
-    program = trace(model).module()
-    for name, graph in export_graphs(model).items():
-        expected = evaluate_model(model, graph, atomic_virial=True)
-        found = dict(zip(output_names(model.spec), program(*to_inputs(graph, model.spec)), strict=True))
-        for key, value in expected.items():
-            assert found[key].shape == value.shape, (name, key)
-            assert torch.allclose(found[key], value, rtol=1e-12, atol=1e-12), (name, key)
 
 
 def test_scale_is_that_of_the_type() -> None:

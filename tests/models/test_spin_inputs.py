@@ -79,8 +79,9 @@ def test_ase_calculator_sees_moments_and_their_changes() -> None:
     atoms.info["note"] = "nothing that counts"
     atoms.get_forces()
     assert atoms.calc.n_calls == 2
+    del atoms.arrays["initial_magmoms"]
     atoms.set_initial_magnetic_moments(np.ones(len(atoms)))
-    with pytest.raises(InputError, match="spin is missing for atom 0, .*as vectors"):
+    with pytest.raises(InputError, match=r"spin is missing for atom 0, .*as vectors"):
         atoms.get_potential_energy()
     plain = data.to_ase()
     plain.calc = Calculator(EagerPotential(ChargedSprings((0.0, 1.0))))
@@ -102,9 +103,7 @@ def test_finished_systems_leave_the_call_with_their_spins() -> None:
     """Systems of a batch stop at different steps: the others keep their own spins and states."""
     from carryall.dynamics.forces import ForceEvaluator
 
-    items = [
-        one.replace(system_extras={"charge_spin": [0.1 * k, 1.0 + k]}) for k, one in enumerate(spin_items())
-    ]
+    items = [one.replace(system_extras={"charge_spin": [0.1 * k, 1.0 + k]}) for k, one in enumerate(spin_items())]
     batch = Batch.from_data_list(items)
     model = EagerPotential(ChargedSprings(spin=True))
     NVE(model, 0.1).run(batch, 1)

@@ -6,7 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spin_reference import FOLDER, MARGINS, MODELS, NAMES, answers, evaluate_together, potential, reference, systems, worst_error
+from spin_reference import (
+    FOLDER,
+    MARGINS,
+    MODELS,
+    NAMES,
+    answers,
+    evaluate_together,
+    potential,
+    reference,
+    systems,
+    worst_error,
+)
 
 from carryall import load
 from carryall.errors import SemanticsWarning

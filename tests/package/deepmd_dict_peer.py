@@ -3,7 +3,7 @@
     python deepmd_dict_peer.py FOLDER
 
 For each FOLDER/<name>.dp, with FOLDER/<name>.yaml beside it or not and FOLDER/<name>_systems.npz, it writes FOLDER/<name>_peer.npz
-with the values of every system and route, and `same`: whether both files hold the same tree.
+with the values of every system by the `routes` named there, and `same`: whether both files hold the same tree.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ def main(folder: Path) -> None:
         found = {"same": np.array(not text.exists() or same(root, load_dp_model(str(text))))}
         with np.load(folder / f"{path.stem}_systems.npz") as file:
             given = {key: file[key] for key in file.files}
-        names = sorted({key.split("/")[0] for key in given})
+        names = sorted({key.split("/")[0] for key in given if "/" in key})
         inputs = {n: {k: given[f"{n}/{k}"] for k in ("fparam", "aparam") if f"{n}/{k}" in given} for n in names}
         cells = {name: given[f"{name}/cell"] for name in names}
         systems = {n: (given[f"{n}/coord"], given[f"{n}/atype"], cells[n] if cells[n].size else None) for n in names}
         if root["model"]["type"] == "standard":
-            found |= peer.evaluate(root["model"], systems, inputs)
+            for route in given["routes"]:
+                found |= peer.evaluate(root["model"], systems, inputs, (str(route),))
         else:
             model = BaseModel.deserialize(root["model"]).to("cpu").eval()
             for name, system in systems.items():

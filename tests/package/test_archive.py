@@ -88,6 +88,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "odd flags": (flags(64), "entry model/a has flags 0x40"),
     "version": (patched(central(VERSION), "<H", 63), "entry model/a is of ZIP version 63"),
     "local name": (PLAIN.replace(b"model/a", b"model/z", 1), "entry model/a has another name"),
+    "local name length": (patched(26, "<H", 9), "entry model/a has another name"),
     "local method": (patched(8, "<H", 8), "entry model/a has another name, size or kind"),
     "local checksum": (patched(14, "<I", 1), "entry model/a has another name, size or kind"),
     "local flags": (patched(6, "<H", 0x800), "entry model/a has another name, size or kind"),

@@ -176,7 +176,7 @@ MANIFESTS = {
     "version is text": (b'{"format_version": "one", "entries": {}}', "has no format version"),
     "version is true": (b'{"format_version": true, "entries": {}}', "has no format version"),
     "version is zero": (b'{"format_version": 0, "entries": {}}', "has no format version"),
-    "huge": (b" " * ((1 << 24) + 1), "16777217 bytes, more than the 16777216 that it may have"),
+    "huge": (b" " * ((1 << 22) + 1), "4194305 bytes, more than the 4194304 that it may have"),
 }
 
 

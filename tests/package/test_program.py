@@ -168,7 +168,7 @@ def rename(tree: Any, old: str, new: str) -> Any:
 
 
 def test_nothing_of_a_hostile_program_is_evaluated(packed: Path, expected: list[Tensor], tmp_path: Path) -> None:
-    """Each of these strings runs in `torch.export.load(...).module()`, or in the code that torch generates from it."""
+    """Expressions, guards and the pickle run in `torch.export.load(...).module()`; the others reach code, or are looked up."""
     canary = tmp_path / "canary"
     code = f"__import__('pathlib').Path({str(canary)!r}).touch()"
 

@@ -37,8 +37,8 @@ def from_ase(atoms: ase.Atoms, keys: LabelKeys | None = None) -> AtomicData:
     """The structure of an `ase.Atoms`; nothing is computed.
 
     Labels are what the calculator holds for exactly this structure, and label keys in `atoms.info` and `atoms.arrays`, with the
-    precedence of the extended XYZ reader (REF_ and dft_ keys before plain results). info["fparam"] and info["charge_spin"] become
-    system_extras. Spins are arrays["spin"], (n_atoms, 3), else magnetic moments. FixAtoms and FixCartesian become
+    precedence of the extended XYZ reader (REF_ and dft_ keys before plain results). info["fparam"] and info["charge_spin"]
+    become system_extras. Spins are arrays["spin"], (n_atoms, 3), else magnetic moments. FixAtoms and FixCartesian become
     atom_extras["move_mask"], (n_atoms, 3) bool, true where an atom may move; another constraint is left out with a warning.
     """
     info = dict(atoms.info)

@@ -34,10 +34,12 @@ class Calculator(AseCalculator):
 
     A potential that takes spins has those of `atoms.get_initial_magnetic_moments()`, three numbers for each atom (or of
     `atoms.arrays["spin"]`), and adds `results["magnetic_forces"]` (n, 3), eV per unit of spin.
+
     Everything comes from one model call, made only when positions, elements, cell, periodicity or what else the potential takes
-    changed; neighbours are searched again only when an atom may have moved further than `skin` (Å) allows. free_energy is the energy: a potential
-    knows no electronic temperature. Stress is there for structures with a cell of three vectors. Raises InputError for an
-    element that the potential does not know, positions that are not finite, coincident atoms, or a cell without volume.
+    changed; neighbours are searched again only when an atom may have moved further than `skin` (Å) allows. free_energy is the
+    energy: a potential knows no electronic temperature. Stress is there for structures with a cell of three vectors. Raises
+    InputError for an element that the potential does not know, positions that are not finite, coincident atoms, or a cell
+    without volume.
     """
 
     implemented_properties = [  # noqa: RUF012, as ASE declares it

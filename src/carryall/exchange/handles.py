@@ -88,7 +88,7 @@ class Exchange:
         if rows.device not in self._plans:
             self._plans[rows.device] = self.plan.to(rows.device)
         # not -1 for the width: it is ambiguous without rows
-        return self._plans[rows.device], rows.reshape(expected, math.prod(rows.shape[1:])).contiguous()
+        return self._plans[rows.device], rows.reshape(expected, math.prod(rows.shape[1:]))
 
     def _swap(self, rows: Tensor, sends: Ranges, receives: Ranges, n_received: int) -> Tensor:
         """(n_received, width) rows that peers send for `rows`, by their ranges."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +42,9 @@ class ExchangePlan:
 
     def to(self, device: torch.device) -> ExchangePlan:
         """The plan with its indices on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return ExchangePlan(**{**values, **moved})
 
     def misfit(self, n_local: int, n_ghost: int) -> str | None:
         """Why it does not serve a graph of these sizes; None when it does."""

@@ -12,6 +12,7 @@ from carryall.models.pair import LennardJones as LennardJones
 from carryall.models.pair_table import PairTable as PairTable
 from carryall.models.registry import model_from_source as model_from_source
 from carryall.models.registry import model_to_source as model_to_source
+from carryall.models.spin import SpinModel as SpinModel
 from carryall.models.sutton_chen import SuttonChen as SuttonChen
 from carryall.models.zbl import ZBL as ZBL
 from carryall.models.zbl import write_zbl_table as write_zbl_table

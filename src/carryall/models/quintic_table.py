@@ -1,25 +1,23 @@
 """Functions of one variable as tables: quintics between nodes, twice continuously differentiable by construction.
 
-A node holds value, slope and curvature of each function; between two nodes lies the one polynomial of degree 5 that has those of
-both (Hermite interpolation, error h^6 f''''''/46080 in the spacing h). Against tables of coefficients for each interval, as
+A node holds value, slope and curvature of each function; between two nodes lies the one polynomial of degree 5 that has those
+of both (Hermite interpolation, error h^6 f''''''/46080 in the spacing h). Against tables of coefficients for each interval, as
 in the compressed models of D. Lu et al., J. Chem. Theory Comput. 18, 5559 (2022), that is half the memory: two neighbouring
 intervals share a node.
 
-Nodes are equally spaced in u = arsinh(x / scale): evenly near x = 0, in constant ratio far from it. So few nodes reach the large
-arguments of close neighbours, where saturating functions are flat and the others straight.
+Nodes are equally spaced in u = d / (scale + d), d = x - lowest, which rises from 0 to 1: evenly near the lowest x, ever wider
+far from it. So few nodes reach the large arguments of close neighbours, where saturating functions are flat and the others
+straight.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from carryall.errors import InputError
-
-ROWS_PER_NODE = 3
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -31,23 +29,24 @@ class Grid:
     highest: float
     """Last node."""
     scale: float
-    """Spacing is even within about this distance of x = 0, and grows in proportion to x beyond."""
+    """How far beyond the first node u is a half."""
     n_nodes: int
     """At least two."""
 
     @property
-    def start(self) -> float:
-        """u of the first node."""
-        return math.asinh(self.lowest / self.scale)
+    def reach(self) -> float:
+        """scale + d of the last node."""
+        return self.scale + self.highest - self.lowest
 
     @property
     def spacing(self) -> float:
         """Between nodes, in u."""
-        return (math.asinh(self.highest / self.scale) - self.start) / (self.n_nodes - 1)
+        return (self.highest - self.lowest) / self.reach / (self.n_nodes - 1)
 
     def at(self, place: Tensor) -> Tensor:
         """x (...) float64 of places (...) counted in nodes: 0 is the first, n_nodes - 1 the last."""
-        return self.scale * torch.sinh(self.start + self.spacing * place.to(torch.float64))
+        u = self.spacing * place.to(torch.float64)
+        return self.lowest + self.scale * u / (1 - u)
 
     def nodes(self) -> Tensor:
         """(n_nodes,) float64 x."""
@@ -68,60 +67,61 @@ class QuinticTable(nn.Module):
         """
         super().__init__()
         self.grid, self.bounded = grid, bounded
-        x, h = grid.nodes()[:, None], grid.spacing
-        # dx/du and d2x/du2 of x = scale sinh u
-        stretch = (x * x + grid.scale**2).sqrt()
-        node = torch.stack([value, h * stretch * slope, h * h * (stretch * stretch * curvature + x * slope)], dim=2)
+        total, h = grid.scale + grid.nodes()[:, None] - grid.lowest, grid.spacing
+        first, second = total**2 / grid.scale, 2 * total**3 / grid.scale**2  # dx/du and d2x/du2
+        node = torch.stack([value, h * first * slope, h * h * (first * first * curvature + second * slope)], dim=2)
         self.register_buffer("rows", node.flatten(0, 1).to(dtype))
 
     def forward(self, function: Tensor, x: Tensor) -> Tensor:
-        """(n, n_outputs) of function numbers (n,) int64 at x (n,), in the dtype of the tables."""
-        interval, weights = self.weights(x)
-        return self.combine(function, interval, [weight.to(self.rows.dtype) for weight in weights], 1.0)
+        """(n, n_outputs) of function numbers (n,) int64 at x (n,), in the dtype of the tables; differentiable once, by x."""
+        value, slope = self.value_and_slope(function, x.detach())
+        return _WithSlope.apply(x, value, slope)
 
-    def weights(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Interval (n,) of each x, and five weights (n,) float64: of the change of the value over the interval, of slope and
-        curvature of its first node, and of those of its last.
+    def value_and_slope(self, function: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The polynomials (n, n_outputs) and their own derivatives by x, from one reading of the table."""
+        interval, values, slopes = self.weights(x.to(torch.float64))
+        # as one tensor each weight is computed once for an edge, not again with each group of outputs
+        weights = torch.stack([*values, *slopes], dim=1).to(self.rows.dtype)
+        at = function * self.grid.n_nodes + interval
+        before, after = self.rows.index_select(0, at), self.rows.index_select(0, at + 1)
+        parts = (after[:, 0] - before[:, 0], before[:, 1], before[:, 2], after[:, 1], after[:, 2])
+        value, slope = before[:, 0], torch.zeros_like(before[:, 0])
+        for index, part in enumerate(parts):
+            value = value + weights[:, index, None] * part
+            slope = slope + weights[:, index + 5, None] * part
+        return value, slope
 
-        Beyond the last node, with y the distance from it over that of the node from zero, follows
-        value + slope y + curvature (y - log(1 + y)), which becomes straight, or, for bounded functions and with z = y / (1 + y),
-        value + slope (z + z^2) + curvature z^2 / 2. Both have the second derivative of the node.
+    def weights(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Interval (n,) of each x; five weights (n,), and their derivatives by x: of the change of the value over the interval,
+        of slope and curvature of its first node, and of those of its last.
+
+        Beyond the last node, bounded functions go on as their Taylor polynomial of degree 2 in u. Others, with y the distance
+        from that node over its own `reach`, go on as value + slope y + curvature (y - log(1 + y)), which becomes straight.
+        Both have the second derivative of the node.
         """
         grid, h = self.grid, self.grid.spacing
-        x = x.to(torch.float64)
-        place = (torch.asinh(x / grid.scale) - grid.start) / h
-        interval = place.detach().floor().clamp(0, grid.n_nodes - 2)
+        distance = x - grid.lowest
+        total = grid.scale + distance
+        place, place_slope = distance / total / h, grid.scale / (h * total * total)
+        interval = place.floor().clamp(0, grid.n_nodes - 2)
         within = x < grid.highest
         t = torch.where(within, place - interval, 1.0)
         s = 1 - t
         tt, ss = t * t, s * s
-        length = math.hypot(grid.highest, grid.scale)
-        y = torch.where(within, 0.0, (x - grid.highest) / length)
-        z = y / (1 + y)
-        reach, bend = (z + z * z, 0.5 * z * z) if self.bounded else (y, y - torch.log1p(y))
-        first = [t * ss * s * (1 + 3 * t), 0.5 * tt * ss * s]
-        # du/dx = 1 / length and d2u/dx2 = -highest / length^3 at the last node
-        last = [(reach - grid.highest / length * bend) / h - s * tt * t * (1 + 3 * s), bend / h**2 + 0.5 * ss * tt * t]
-        return interval.to(torch.int64), [tt * t * (10 + t * (6 * t - 15)), *first, *last]
-
-    def combine(self, function: Tensor, interval: Tensor, weights: list[Tensor], constant: float) -> Tensor:
-        """(n, n_outputs): `constant` times the value at the interval's first node, plus what the weights say."""
-        at = function * self.grid.n_nodes + interval
-        value, slope, curvature = self.rows.index_select(0, at).unbind(1)
-        value_after, slope_after, curvature_after = self.rows.index_select(0, at + 1).unbind(1)
-        change, *of_derivatives = (weight[:, None] for weight in weights)
-        out = constant * value + change * (value_after - value)
-        for weight, row in zip(of_derivatives, (slope, curvature, slope_after, curvature_after), strict=True):
-            out = out + weight * row
-        return out
-
-    def slope(self, function: Tensor, x: Tensor) -> Tensor:
-        """(n, n_outputs) d/dx: what differentiating `forward` gives, for all outputs at once."""
-        with torch.enable_grad():
-            x = x.detach().to(torch.float64).requires_grad_()
-            interval, weights = self.weights(x)
-            slopes = [torch.autograd.grad(weight.sum(), x, retain_graph=True)[0].to(self.rows.dtype) for weight in weights]
-        return self.combine(function, interval, slopes, 0.0)
+        first, last = t * ss * s * (1 + 3 * t), -s * tt * t * (1 + 3 * s)
+        values = [tt * t * (10 + t * (6 * t - 15)), first, 0.5 * tt * ss * s, last, 0.5 * ss * tt * t]
+        first, last = ss * (1 - 3 * t) * (1 + 5 * t), tt * (1 - 3 * s) * (1 + 5 * s)
+        slopes = [30 * tt * ss, first, 0.5 * t * ss * (2 - 5 * t), last, -0.5 * s * tt * (2 - 5 * s)]
+        if self.bounded:
+            beyond = torch.where(within, 0.0, place - (grid.n_nodes - 1))
+            values[3:] = [values[3] + beyond, values[4] + 0.5 * beyond * beyond]
+            slopes[4] = slopes[4] + beyond
+        else:
+            y, ratio = torch.where(within, 0.0, (x - grid.highest) / grid.reach), grid.scale / grid.reach / h
+            bend = y - torch.log1p(y)
+            values[3:] = [values[3] + ratio * (y - 2 * bend), values[4] + ratio**2 * bend]
+            slopes[3:] = [slopes[3] - y * y, slopes[4] + ratio * y * (1 + y)]
+        return interval.to(torch.int64), values, [slope * place_slope for slope in slopes]
 
     @property
     def n_functions(self) -> int:
@@ -137,3 +137,19 @@ class QuinticTable(nn.Module):
     def nbytes(self) -> int:
         """Size in memory and in files."""
         return self.rows.numel() * self.rows.element_size()
+
+
+class _WithSlope(torch.autograd.Function):
+    """A value (n, m) whose derivative by x (n,) is known: to find it from the value would read the table again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        ctx.dtype = x.dtype
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return (gradient * slope).sum(1).to(ctx.dtype), None, None

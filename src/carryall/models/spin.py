@@ -9,15 +9,15 @@ Derivatives are at fixed spins: a virtual atom moves with its atom, and strain d
 on both, the virial is the sum over edges between atoms, which is DeePMD's with its correction for virtual atoms; the magnetic
 force is virtual_scale times the force on the virtual atom.
 
-Neighbours are the virtual atoms of the atoms that the graph holds, as far as they are within the backbone's cutoff. An atom just
-outside the cutoff may have its virtual atom inside. deepmd-kit's routes differ there: packed programs look only at virtual atoms
-of neighbours (`neighbor_margin` 0), so that energies step where a neighbour enters or leaves; training and `.pth` models
-search among virtual atoms, and are smooth. With a `neighbor_margin` of twice the largest virtual_scale * |spin|, or more, the
-model here is theirs: it asks for neighbours that much farther.
+What an atom sees are the virtual atoms of the neighbours that the graph holds, as far as they are within the backbone's cutoff
+themselves. An atom just outside the cutoff may have its virtual atom inside, and there deepmd-kit's own routes differ. Packed
+programs look at the virtual atoms of neighbours only, as is done here with `neighbor_margin` 0: energies step where such a
+neighbour enters or leaves. Training and `.pth` models search among virtual atoms, and are smooth; with a `neighbor_margin` of
+twice the largest virtual_scale * |spin|, or more, the model here is theirs, and asks for neighbours that much farther.
 
 A zero spin puts both atoms in one place, where DeePMD's `env_protection` keeps the energy finite. It is no smooth point: the
-distance has a cusp there, and attention sees the direction of a virtual atom however near it is. At a spin of exactly zero, what
-an atom sees of its own virtual atom adds nothing to the magnetic force here (deepmd-kit: the slope of the part that is linear).
+distance has a cusp there, and attention sees the direction of a virtual atom however near it is. At a spin of exactly zero,
+what an atom sees of its own virtual atom adds nothing to the magnetic force (in deepmd-kit: the slope of what is linear in it).
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def with_virtual_atoms(
     """The graph with a virtual atom behind each atom, and its edge vectors (2 n_edges + n_local, 3).
 
     offset (n_atoms, 3), Å, leads from an atom to its virtual one; only those `visible` (n_atoms,) bool have edges. Virtual
-    atoms are rows n_atoms, n_atoms + 1, ..., of types from n_types on, and no centres. Of a centre's edges the first goes to its
-    own virtual atom; then each edge goes to the neighbour, and again to the neighbour's virtual atom.
+    atoms are rows n_atoms, n_atoms + 1, ..., of types from n_types on, and no centres. Of a centre's edges the first goes to
+    its own virtual atom; then each edge goes to the neighbour, and again to the neighbour's virtual atom.
     """
     n_atoms, local = graph.positions.shape[0], local_index(graph)
     center, neighbor = graph.edge_center, graph.edge_neighbor
@@ -162,8 +162,8 @@ def full_scale(virtual_scale: float | Sequence[float], use_spin: Sequence[bool])
         return tuple(given)
     if len(given) != sum(use_spin):
         raise InputError(
-            f"virtual_scale has {len(given)} numbers, expected one, {len(use_spin)} (for each type) or {sum(use_spin)} (for each "
-            "type with spins)"
+            f"virtual_scale has {len(given)} numbers, expected one, {len(use_spin)} (for each type) or {sum(use_spin)} "
+            "(for each type with spins)"
         )
     left = iter(given)
     return tuple(next(left) if one else 0.0 for one in use_spin)

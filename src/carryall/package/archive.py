@@ -126,7 +126,10 @@ def rewrite(path: Path, changes: dict[str, bytes | None]) -> None:
 
     Dates are fixed, so that equal contents make equal files.
     """
-    with open_archive(path) as archive, _replacing(path) as part:
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    # the archive is closed before its file is replaced
+    with _replacing(path) as part, open_archive(path) as archive:
         kept = ((name, changes[name] if name in changes else archive.chunks(name)) for name in archive.records)
         added = ((name, data) for name, data in changes.items() if name not in archive.records)
         write_archive(part, ((name, data) for name, data in (*kept, *added) if data is not None))

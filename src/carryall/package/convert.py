@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 import carryall
 from carryall.errors import InputError
 from carryall.package.sources import PACKED_SUFFIXES, SOURCE_SUFFIXES, is_source, read_root, write_source
@@ -86,6 +88,12 @@ def for_deepmd(root: dict[str, Any]) -> dict[str, Any]:
             methods.add(part.pop("neighbor_graph_method", "graph"))
         if kind == "linear_ener":
             part["type"] = "linear"
+        part.pop("neighbor_margin", None)
+    if model["type"] == "pairtab":
+        model = alone(model)
+    if model["type"] == "linear":
+        # as a whole model deepmd.pt knows it by this name only, its other two routes by both; as a part, by the other
+        model["type"] = "linear_ener"
     if len(methods) > 1:
         raise InputError("the models of the combination differ in neighbor_graph_method: give all of them one")
     found = {
@@ -96,6 +104,15 @@ def for_deepmd(root: dict[str, Any]) -> dict[str, Any]:
         "model_def_script": root.get("model_def_script") or {},
     }
     return {**found, "neighbor_graph_method": "legacy"} if methods == {"legacy"} else found
+
+
+def alone(part: dict[str, Any]) -> dict[str, Any]:
+    """A combination of one: deepmd-kit has a pair table as a part of others only."""
+    n_types = len(part["type_map"])
+    rules = {"type_map": part["type_map"], "atom_exclude_types": [], "pair_exclude_types": [], "rcond": None}
+    variables = {"out_bias": np.zeros((1, n_types, 1)), "out_std": np.ones((1, n_types, 1))}
+    head = {"@class": "Model", "type": "linear", "@version": LINEAR_VERSION, **rules, "preset_out_bias": None}
+    return {**head, "@variables": variables, "models": [part], "weights": "sum"}
 
 
 def is_of_deepmd(root: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from carryall.package.facts import metadata_of
 from carryall.package.load import load_packed, quiet_torch
 from carryall.package.manifest import FORMAT_VERSION, append_facts
 from carryall.package.metadata import Kind
+from carryall.package.program import strip_pickles
 from carryall.package.trace import trace
 
 SUFFIXES = (".pt2", ".pte")
@@ -81,6 +82,7 @@ def write_program(program: ExportedProgram, path: Path, kind: Kind, level: str) 
             compile_program(program, path, level)
         else:
             torch.export.save(program, path)
+            strip_pickles(path)
 
 
 def source_of(model: nn.Module) -> dict[str, Any]:

@@ -41,7 +41,7 @@ METADATA, MODEL, SCRIPT, MANIFEST, SIGNATURE = (
     EXTRA + name for name in ("metadata.json", "model.json", "model_def_script.json", "manifest.json", "signature.json")
 )
 UNLISTED = (MANIFEST, SIGNATURE)
-MAX_JSON_BYTES = 1 << 24
+MAX_JSON_BYTES = 1 << 22
 """Of metadata, training configuration, manifest and signature; a parsed entry takes some thirty times its size."""
 COMPILED_PARTS = re.compile(
     r"model/(data/aotinductor/.+|archive_format|archive_version|byteorder|\.data/(version|serialization_id))"

@@ -1,10 +1,10 @@
-"""Run the program of a `.pte` without torch's deserializer, which evaluates strings of the file as Python.
+"""Run the program of a `.pte` without torch's deserializer, which runs what the file says as Python.
 
-Reading such a file by `torch.export.load` unpickles sample inputs (and weights, constants and objects that say so), passes size
-expressions to `sympify` and guards to `exec`, writes names of nodes into generated code, and calls whatever function of
-`torch` or `operator` a node names. Here the same file is plain data: JSON and raw arrays in, a list of calls out. An
-operation is looked up in a fixed table (package/operations.py), an argument is a number, a name of a value or an array, and
-nothing else is understood. Symbolic sizes need no reading at all: at run time they are the sizes of tensors.
+`torch.export.load` unpickles sample inputs, and weights and constants that ask for it; it hands size expressions to sympy's
+`sympify`, which is `eval`; and the module it makes runs guards by `exec`. Each of the three runs code of a file, under torch 2.11
+and 2.13. Here the same file is plain data: JSON and raw arrays in, a list of calls out. An operation is looked up in a fixed
+table (package/operations.py), an argument is a number, a word, a name of a value or a list of those, and nothing else is
+understood. Size expressions and guards need no reading: at run time sizes are those of tensors.
 """
 
 from __future__ import annotations

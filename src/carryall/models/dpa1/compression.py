@@ -1,17 +1,12 @@
-"""Embedding nets of DPA-1 as tables: with the types of both ends given, the net is a function of one number, the radial row.
+"""Compressed DPA-1: tables in place of the embedding nets, and what is known of their errors.
 
-That number is x = (switch(r) / (r + protection) - davg) / dstd, from -davg / dstd at the cutoff (and for the empty slots of padded lists)
-upwards as neighbours come close. `concat` has one function for each pair of types (for each type where `type_one_side`); `strip`
-one for all, and a factor for each pair. Values, first and second derivatives at the nodes are the net's own in float64; the
-number of nodes follows from the error measured between them.
+`strip` models have one table and a factor for each pair of types, computed once; attention and fitting stay as they are.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,38 +15,18 @@ from torch import Tensor, nn
 from carryall.errors import InputError
 from carryall.models.dpa1.descriptor import Descriptor
 from carryall.models.dpa1.model import DPA1
-from carryall.models.networks import Layer, activation, residual
-from carryall.models.quintic_table import Grid, QuinticTable
+from carryall.models.dpa1.tabulation import tabulate, type_inputs
+from carryall.models.quintic_table import QuinticTable
 
 DEFAULT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-5}
 FINEST_TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6}
 SHORTEST_DISTANCE = 0.1  # Å
 MAX_BYTES = 2**28
-ORDINARY_DISTANCE = 1.0  # Å, errors count relative to outputs there, or at closer distances relative to the largest up to there
-ORDER = 5.0  # the power of the spacing that the slope's error falls with, that of the value being one higher
-FEWEST_NODES, MANY_NODES, MOST_NODES = 17, 257, 2**14 + 1
-SCALES = tuple(2.0**power for power in range(-2, 7))
-BETWEEN = (0.1, 0.276, 0.5, 0.724, 0.9)  # of an interval; a quintic's errors are largest at 0.5, its slope's at the two beside
-PROBED = 16  # functions that the scale is chosen by
-KINKED = ("relu", "relu6")
-BOUNDED = ("tanh", "sigmoid", "relu6", "silut", "custom_silu")
-
-
-@dataclass(frozen=True)
-class TableErrors:
-    """Largest deviations from the net, of all functions and outputs, at places between the nodes over the whole range."""
-
-    value: float
-    """Relative to the function's largest output at any distance beyond min(r, 1 Å)."""
-    derivative: float
-    """Of the derivative by x, relative to its largest in the same way."""
-    value_absolute: float
-    derivative_absolute: float
-
-    @property
-    def worst(self) -> float:
-        """The larger relative one."""
-        return max(self.value, self.derivative)
+OF_SEVERAL: dict[str, Callable[[list[Any]], Any]] = {
+    "compression_bytes": sum,
+    "compression_tables": sum,
+    "compression_argument_lowest": min,
+}
 
 
 class CompressedEmbedding(nn.Module):
@@ -63,26 +38,24 @@ class CompressedEmbedding(nn.Module):
         super().__init__()
         config = descriptor.config
         self.table, self.n_types = table, descriptor.davg.shape[0]
-        self.one_side, self.strip = config.type_one_side, config.tebd_input_mode == "strip"
-        self.smooth = config.smooth_type_embedding
-        by_type = descriptor.embedding_strip(type_inputs(descriptor)) if descriptor.embedding_strip is not None else None
-        self.register_buffer("by_type", by_type)
+        self.one_side, self.smooth = config.type_one_side, config.smooth_type_embedding
+        strip = descriptor.embedding_strip
+        self.register_buffer("by_type", None if strip is None else strip(type_inputs(descriptor)))
 
     def forward(self, radial: Tensor, sw: Tensor, center_type: Tensor, neighbor_type: Tensor) -> Tensor:
         """(n_local, degree, neuron[-1]) from radial rows (n_local, degree, 1), switch (n_local, degree) and types."""
         if radial.dtype != self.table.rows.dtype:
             raise InputError(
-                f"the tables of this compressed model are {self.table.rows.dtype}, its weights {radial.dtype}: change the dtype of "
-                "the original model, then compress it"
+                f"the tables of this compressed model are {self.table.rows.dtype}, its weights {radial.dtype}: change the "
+                "dtype of the original model, then compress it"
             )
-        shape = neighbor_type.shape
+        shape = (*neighbor_type.shape, self.table.n_outputs)
         kind = neighbor_type if self.one_side else center_type[:, None] * self.n_types + neighbor_type
         kind = kind.reshape(-1)
-        function = torch.zeros_like(kind) if self.strip else kind
-        g = self.table(function, radial.reshape(-1)).view(*shape, self.table.n_outputs)
         if self.by_type is None:
-            return g
-        factor = self.by_type.index_select(0, kind).view(*shape, self.table.n_outputs)
+            return self.table(kind, radial.reshape(-1)).view(shape)
+        g = self.table(torch.zeros_like(kind), radial.reshape(-1)).view(shape)
+        factor = self.by_type.index_select(0, kind).view(shape)
         return g + g * (factor * sw[..., None] if self.smooth else factor)
 
 
@@ -95,16 +68,16 @@ def compress(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A copy of `model` in which each DPA-1 has tables in place of its embedding nets, and flat facts for a file's metadata.
 
-    `tolerance` bounds the relative errors of the embedding and of its derivative (TableErrors; None: 1e-8 in float64, 2e-5 in
-    float32). The tables reach from the cutoff down to `shortest_distance`, Å; beyond, they go on with two continuous
+    `tolerance` bounds the relative errors of the embedding and of its derivative (`TableErrors`; None: 1e-8 in float64, 2e-5
+    in float32). The tables reach from the cutoff down to `shortest_distance`, Å; beyond, they go on with two continuous
     derivatives. `max_bytes` bounds the tables of each DPA-1. The copy is for evaluation: it keeps the nets as what it is
     compressed from (`model_to_source` gives the original source), but what is changed in them changes nothing.
 
     InputError where no DPA-1 is in the model, where it is compressed already, and where the tolerance cannot be met.
     """
-    if not any(isinstance(part, DPA1) for part in model.modules()):
+    if not any(True for _ in parts_of(model)):
         raise InputError(
-            f"a model of class {type(model).__name__} has nothing to compress: only the embedding nets of DPA-1 can be tabulated"
+            f"a model of class {type(model).__name__} has nothing to compress: only the embedding nets of DPA-1 become tables"
         )
     if is_compressed(model):
         raise InputError("this model is compressed already: compress the original, which is in the source of its file")
@@ -112,7 +85,8 @@ def compress(
         raise InputError(f"shortest_distance must be positive (Å), got {shortest_distance}")
     compressed = copy.deepcopy(model).eval().requires_grad_(False)
     facts = [compress_descriptor(part.descriptor, tolerance, shortest_distance, max_bytes) for part in parts_of(compressed)]
-    return compressed, {"compressed": True, **merged(facts), "compression_shortest_distance": shortest_distance}
+    merged = {name: OF_SEVERAL.get(name, max)([one[name] for one in facts]) for name in facts[0]}
+    return compressed, {"compressed": True, **merged, "compression_shortest_distance": float(shortest_distance)}
 
 
 def is_compressed(model: nn.Module) -> bool:
@@ -125,15 +99,9 @@ def parts_of(model: nn.Module) -> Iterator[DPA1]:
     return (part for part in model.modules() if isinstance(part, DPA1))
 
 
-def merged(facts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Facts of several descriptors as those of one: the largest, the sum of bytes, the lowest end of the range."""
-    rules = {"compression_bytes": sum, "compression_tables": sum, "compression_argument_lowest": min}
-    return {name: rules.get(name, max)(one[name] for one in facts) for name in facts[0]}
-
-
 def compress_descriptor(
     descriptor: Descriptor, tolerance: float | None, shortest_distance: float, max_bytes: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Put tables in the descriptor; returns their facts."""
     dtype = descriptor.type_embedding.layer.w.dtype
     tolerance = DEFAULT_TOLERANCE[dtype] if tolerance is None else tolerance
@@ -146,7 +114,7 @@ def compress_descriptor(
         table, errors = tabulate(descriptor, tolerance, shortest_distance, max_bytes)
         descriptor.compressed = CompressedEmbedding(descriptor, table)
     return {
-        "compression_tolerance": tolerance,
+        "compression_tolerance": float(tolerance),
         "compression_error_value": errors.value,
         "compression_error_derivative": errors.derivative,
         "compression_error_value_absolute": errors.value_absolute,
@@ -157,191 +125,3 @@ def compress_descriptor(
         "compression_argument_highest": table.grid.highest,
         "compression_bytes": table.nbytes,
     }
-
-
-def tabulate(
-    descriptor: Descriptor, tolerance: float, shortest_distance: float, max_bytes: int
-) -> tuple[QuinticTable, TableErrors]:
-    """The smallest table that was found to meet the tolerance, and its errors; InputError where none does."""
-    functions = Functions.of(descriptor)
-    lowest, ordinary, highest = argument_range(descriptor, shortest_distance)
-    per_node = 3 * functions.n_functions * descriptor.config.neuron[-1] * functions.dtype.itemsize
-    largest = min(MOST_NODES, max_bytes // per_node)
-    if largest < FEWEST_NODES:
-        raise InputError(too_many(descriptor, functions.n_functions, largest, max_bytes))
-    scale = best_scale(functions, lowest, ordinary, highest, min(largest, 65))
-    n_nodes, order, hopeless, before = FEWEST_NODES, ORDER, 0, (FEWEST_NODES, math.inf)
-    while True:
-        table = functions.table(Grid(lowest, highest, scale, n_nodes))
-        errors = functions.errors(table, ordinary)
-        excess = errors.worst / tolerance
-        if excess <= 1:
-            return table, errors
-        if n_nodes > MANY_NODES:
-            # errors of nets with kinks, and rounding errors, fall slowly or not at all
-            order = min(ORDER, max(0.1, math.log(before[1] / errors.worst) / math.log(n_nodes / before[0])))
-            hopeless = hopeless + 1 if n_nodes * excess ** (1 / order) > largest else 0
-        if n_nodes >= largest or hopeless == 2 or not math.isfinite(excess):
-            raise InputError(cannot_meet(descriptor, tolerance, table, errors, max_bytes))
-        before = (n_nodes, errors.worst)
-        n_nodes = min(largest, math.ceil(min(2.0, max(1.1, 1.05 * excess ** (1 / order))) * n_nodes))
-
-
-def best_scale(functions: Functions, lowest: float, ordinary: float, highest: float, n_nodes: int) -> float:
-    """The scale of the grid with the smallest error at one number of nodes."""
-    few = functions.first(PROBED)
-
-    def error(scale: float) -> float:
-        return few.errors(few.table(Grid(lowest, highest, scale, n_nodes)), ordinary).worst
-
-    return min(SCALES, key=error)
-
-
-def argument_range(descriptor: Descriptor, shortest_distance: float) -> tuple[float, float, float]:
-    """Arguments x of the embedding net at the cutoff, at 1 Å, and at the shortest distance, over all centre types."""
-    protection = descriptor.config.env_protection
-    if not shortest_distance + protection > 0:
-        raise InputError(f"shortest_distance must be beyond -env_protection = {-protection} Å, got {shortest_distance}")
-    mean, std = descriptor.davg[:, 0], descriptor.dstd[:, 0]
-
-    def argument(inverse: float) -> Tensor:
-        return (inverse - mean) / std
-
-    ordinary = argument(1 / (max(ORDINARY_DISTANCE, shortest_distance) + protection))
-    # a masked edge has the argument 0
-    lowest, highest = argument(0.0).clamp_max(0.0), argument(1 / (shortest_distance + protection)).clamp_min(0.0)
-    return float(lowest.min()), float(ordinary.min()), float(highest.max())
-
-
-def type_inputs(descriptor: Descriptor) -> Tensor:
-    """What the nets see of the types: (n_types, width) by neighbour, or (n_types^2, width) by centre, then neighbour."""
-    table = descriptor.type_embedding()
-    n = table.shape[0]
-    if descriptor.config.type_one_side:
-        return table
-    return torch.cat([table.expand(n, n, -1), table[:, None].expand(n, n, -1)], dim=-1).flatten(0, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Functions:
-    """The embedding net as functions of one number, in float64."""
-
-    net: nn.Sequential
-    types: Tensor
-    """(n_functions, width) the other inputs of each function."""
-    dtype: torch.dtype
-    """Of the model, and so of its tables."""
-
-    @classmethod
-    def of(cls, descriptor: Descriptor) -> Functions:
-        """Those of a descriptor."""
-        inputs = type_inputs(descriptor)
-        if descriptor.embedding_strip is not None:
-            inputs = inputs[:1, :0]
-        return cls(copy.deepcopy(descriptor.embedding).to(torch.float64), inputs.to(torch.float64), inputs.dtype)
-
-    @property
-    def n_functions(self) -> int:
-        """Functions."""
-        return self.types.shape[0]
-
-    def first(self, n: int) -> Functions:
-        """The first `n`."""
-        return Functions(self.net, self.types[:n], self.dtype)
-
-    def at(self, x: Tensor, function: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, first and second derivative by x, each (n, n_outputs), at x (n,)."""
-        return derivatives(self.net, torch.cat([x[:, None], self.types[function].expand(len(x), -1)], dim=1))
-
-    def table(self, grid: Grid) -> QuinticTable:
-        """Their table."""
-        nodes = grid.nodes().to(self.types.device)
-        found = [torch.stack(one) for one in zip(*(self.at(nodes, k) for k in range(self.n_functions)), strict=True)]
-        return QuinticTable(grid, found[0], found[1], found[2], self.dtype, bounded=is_bounded(self.net))
-
-    def errors(self, table: QuinticTable, ordinary: float) -> TableErrors:
-        """Of a table, which sees arguments in the model's dtype."""
-        intervals = torch.arange(table.grid.n_nodes - 1, device=self.types.device)
-        x = table.grid.at((intervals[:, None] + torch.tensor(BETWEEN, device=self.types.device)).reshape(-1))
-        x = x.to(self.dtype).to(torch.float64)
-        worst = []
-        for k in range(self.n_functions):
-            which = torch.full(x.shape, k, device=x.device)
-            net = self.at(x, k)
-            off = [(found - true).abs().amax(1) for found, true in zip((table(which, x), table.slope(which, x)), net[:2], strict=True)]
-            relative = [one / scale_of(true, x, ordinary) for one, true in zip(off, net[:2], strict=True)]
-            worst.append(torch.stack([one.max() for one in (*relative, *off)]))
-        return TableErrors(*torch.stack(worst).amax(0).tolist())
-
-
-def is_bounded(net: nn.Sequential) -> bool:
-    """Whether the outputs stay finite as the inputs grow: no residual carries an input on, and activations have limits."""
-    layers = [layer for layer in net if isinstance(layer, Layer)]
-    n_in, n_out = layers[0].w.shape
-    carried = layers[0].resnet and n_out in (n_in, 2 * n_in)
-    names = {layer.activation_function.lower().partition(":")[0] for layer in layers}
-    return not carried and names <= set(BOUNDED)
-
-
-def scale_of(values: Tensor, x: Tensor, ordinary: float) -> Tensor:
-    """(n,) largest size of values (n, n_outputs) at any argument up to max(x, ordinary), x (n,) ascending."""
-    size = values.abs().amax(1)
-    common = torch.where(x <= ordinary, size, size[0]).max()
-    return torch.maximum(size.cummax(0).values, common).clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def derivatives(net: nn.Sequential, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs of a net of residual layers at inputs (n, n_in), with their first and second derivatives by the first input."""
-    value, first, second = inputs, torch.zeros_like(inputs), torch.zeros_like(inputs)
-    first[:, 0] = 1
-    for layer in net:
-        assert isinstance(layer, Layer)
-        before = torch.matmul(value, layer.w) if layer.b is None else torch.matmul(value, layer.w) + layer.b
-        slope, curvature = torch.matmul(first, layer.w), torch.matmul(second, layer.w)
-        step = 1.0 if layer.idt is None else layer.idt
-        f, f1, f2 = (step * one for one in activation_derivatives(layer.activation_function, before))
-        parts = (f, f1 * slope, f2 * slope * slope + f1 * curvature)
-        if layer.resnet:
-            parts = tuple(new + residual(old, f.shape[1]) for new, old in zip(parts, (value, first, second), strict=True))
-        value, first, second = parts
-    return value, first, second
-
-
-def activation_derivatives(name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An activation function at x, with its first and second derivatives."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        f = activation(name)(x)
-        (f1,) = torch.autograd.grad(f.sum(), x, create_graph=True)
-        f2 = torch.autograd.grad(f1.sum(), x)[0] if f1.requires_grad else torch.zeros_like(x)
-    return f.detach(), f1.detach(), f2
-
-
-def too_many(descriptor: Descriptor, n_functions: int, largest: int, max_bytes: int) -> str:
-    """The refusal of tables that do not fit, with the way out."""
-    n_types = descriptor.davg.shape[0]
-    return (
-        f"the tables of this model do not fit: with tebd_input_mode 'concat' there is one for each pair of its {n_types} types "
-        f"({n_functions}), and max_bytes = {max_bytes} leaves {largest} nodes for each, {FEWEST_NODES} being the fewest: raise "
-        "max_bytes, drop types that are not used, or train with type_one_side or tebd_input_mode 'strip'"
-    )
-
-
-def cannot_meet(descriptor: Descriptor, tolerance: float, table: QuinticTable, errors: TableErrors, max_bytes: int) -> str:
-    """The refusal of a tolerance, with the likely reason."""
-    name, n_nodes = descriptor.config.activation_function, table.grid.n_nodes
-    if not math.isfinite(errors.worst):
-        why = "its outputs are not finite: look at its weights and statistics"
-    elif name.lower() in KINKED:
-        why = f"{name} has kinks, where the slope jumps and no smooth table can follow: train with a smooth activation_function"
-    elif n_nodes < min(MOST_NODES, max_bytes // (table.nbytes // n_nodes)):
-        dtype = str(table.rows.dtype).removeprefix("torch.")
-        why = f"more nodes hardly help (rounding in {dtype}, or a net that is not smooth enough): raise the tolerance"
-    elif n_nodes == MOST_NODES:
-        why = "more nodes are not tried: raise the tolerance"
-    else:
-        why = f"more nodes do not fit into max_bytes = {max_bytes}: raise one of the two"
-    return (
-        f"the embedding net cannot be tabulated to {tolerance:.0e}: with {n_nodes} nodes its relative error is "
-        f"{errors.value:.1e}, that of its derivative {errors.derivative:.1e}, and {why}"
-    )
