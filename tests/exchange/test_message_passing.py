@@ -14,16 +14,18 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from carryall import inspect, load, pack
 from carryall.errors import InputError
-from carryall.exchange import Exchange, Transport, sum_to_owners
+from carryall.exchange import Exchange, Transport, serial_exchange, sum_to_owners
 from carryall.exchange.context import open_exchange
-from carryall.graph import NeighborGraph, Potential, graph_from_structures
-from carryall.models import EagerPotential
+from carryall.graph import NeighborGraph, Potential, concatenate, graph_from_structures
+from carryall.models import EagerPotential, LinearEnergyModel
 from carryall.models.derivatives import evaluate_model
+from carryall.models.registry import model_from_source, model_to_source, register
+from carryall.package.arrays import from_json, to_json
 from carryall.package.signature import to_inputs
 from carryall.package.trace import Program
 from message_passing import Recorded, SwitchedOff, Tangled, small_message_passing
 from ranks import evaluate_spread, run_ranks, split
-from structures import CUTOFF, add_ghosts, small_lj, structure
+from structures import CUTOFF, add_ghosts, small_alloy, small_lj, structure
 
 MODELS = {"example": small_message_passing, "tangled": Tangled}
 GEOMETRIES = ("tilted", "slab", "one_atom_periodic", "tiny_triclinic")
@@ -317,3 +319,35 @@ print("carryall.exchange.ops" in exchange(), "message_passing_model" in sys.modu
     assert facts["output_keys"][-1] == "exchange_token"
     assert not others["message_passing"]
     assert not exchange & {*others["input_keys"], *others["output_keys"]}
+
+
+# -- around it
+
+
+def test_a_graph_carries_its_exchange_along() -> None:
+    graph = add_ghosts(graph_of("open"))
+    exchange = serial_exchange(graph.n_local, torch.zeros(0, dtype=torch.int64))
+    here = graph.replace(exchange=exchange)
+    for other in (here.to(dtype=torch.float32), here.map(torch.clone), here.replace(fparam=None)):
+        assert other.exchange is exchange
+    with pytest.raises(InputError, match="graph 1 has an exchange, whose plan is for that graph alone"):
+        concatenate([graph, here])
+
+
+def test_combinations_pass_the_messages_of_their_parts() -> None:
+    model = LinearEnergyModel([small_message_passing(), small_alloy()], weights="sum")
+    assert model.spec.message_passing
+    graph = graph_of("tilted")
+    assert_close(evaluate_spread(EagerPotential(model), graph, [0, 1] * 4), EagerPotential(model)(graph, atomic_virial=True))
+
+
+def test_a_model_of_ones_own_comes_back_from_its_source() -> None:
+    model = small_message_passing()
+    again = model_from_source(from_json(to_json(model_to_source(model))))
+    assert type(again) is type(model)
+    graph = graph_of("tilted")
+    assert_close(EagerPotential(again)(graph), EagerPotential(model)(graph), 0.0)
+    with pytest.raises(InputError, match="model type 'linear' is taken"):
+        register("linear", type(model))
+    with pytest.raises(InputError, match="class Linear has no source form: give it to_dict and from_dict"):
+        model_to_source(nn.Linear(1, 1))

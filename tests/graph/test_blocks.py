@@ -177,7 +177,7 @@ def test_spin_gradients_of_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_system_keeps_its_own_spins_and_state() -> None:
     numbers = torch.arange(4.0, dtype=torch.float64)[:, None]
     graph = random_graph([2, 3, 1, 2], n_systems=4).replace(charge_spin=numbers.expand(4, 2), spin=numbers.expand(4, 3))
-    part, order = by_degree(graph, 0, 4)
+    part, order = by_degree(graph, 1, 4)
     for star, _ in star_graphs(part, order, edge_vectors(part), 3):
         assert star.charge_spin is not None
         assert star.spin is not None

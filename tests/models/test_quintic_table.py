@@ -13,7 +13,9 @@ GRID = Grid(-1.3, 40.0, 8.0, 24)
 
 def bumps(x: Tensor) -> Tensor:
     """(..., 3) smooth functions that saturate, grow and oscillate."""
-    return torch.stack([torch.tanh(0.7 * x - 1), torch.nn.functional.softplus(x - 2), torch.sin(x / 3) * (1 + x / 10)], dim=-1)
+    return torch.stack(
+        [torch.tanh(0.7 * x - 1), torch.logaddexp(x - 2, torch.zeros_like(x)), torch.sin(x / 3) * (1 + x / 10)], dim=-1
+    )
 
 
 def derivatives(x: Tensor, function=bumps) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,12 +77,10 @@ def test_polynomials_of_degree_five_in_u_are_exact(order: int) -> None:
 def test_half_the_spacing_has_a_64th_of_the_error() -> None:
     x, (value, slope, _) = inside(), derivatives(inside())
     errors = []
-    for n in (41, 81, 161):
+    for n in (161, 321, 641):
         tables = table(Grid(GRID.lowest, GRID.highest, GRID.scale, n))
-        function = torch.zeros(x.shape, dtype=torch.int64)
-        errors.append(
-            [float((tables(function, x) - value).abs().max()), float((tables.slope(function, x) - slope).abs().max())]
-        )
+        off = [one - true for one, true in zip(found(tables, 0, x), (value, slope), strict=False)]
+        errors.append([float(one.abs().max()) for one in off])
     for coarse, fine in ((0, 1), (1, 2)):
         assert errors[coarse][0] / errors[fine][0] == pytest.approx(64, rel=0.25)
         assert errors[coarse][1] / errors[fine][1] == pytest.approx(32, rel=0.25)
@@ -107,7 +107,7 @@ def test_slope_is_the_derivative_of_the_value(bounded: bool) -> None:
 
 def test_a_second_derivative_is_refused() -> None:
     x = inside().requires_grad_()
-    (slope,) = torch.autograd.grad(table()(torch.zeros(x.shape).long(), x).sum(), x, create_graph=True)
+    (slope,) = torch.autograd.grad(table()(torch.zeros(x.shape).long(), x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="twice"):
         slope.sum().backward()
 
@@ -145,10 +145,10 @@ def test_beyond_the_last_node_nothing_blows_up() -> None:
 
 
 def test_beyond_the_last_node_bounded_functions_stay_bounded() -> None:
-    grid = Grid(-1.0, 4.0, 2.0, 60)  # where tanh(0.7 x - 1) still rises
-    far = torch.tensor([4.5, 5.0, 8.0, 1e2, 1e4, 1e8], dtype=torch.float64)
+    grid = Grid(-1.0, 8.0, 8.0, 60)  # where tanh(0.7 x - 1) still rises a little
+    far = torch.tensor([8.5, 9.0, 12.0, 1e2, 1e4, 1e8], dtype=torch.float64)
     values = table(grid, bounded=True)(torch.zeros(6, dtype=torch.int64), far)[:, 0]
-    assert float((values - torch.tanh(0.7 * far - 1)).abs().max()) < 0.4
+    assert 1e-5 < float((values - torch.tanh(0.7 * far - 1)).abs().max()) < 0.05
     assert float(values[-1] - values[-2]) == pytest.approx(0, abs=1e-3)
 
 

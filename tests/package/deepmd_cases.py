@@ -44,7 +44,7 @@ def plain_legacy() -> DPA1:
 def expected(model: nn.Module, graph: NeighborGraph) -> dict[str, torch.Tensor]:
     """Eager values under deepmd-kit's names, rows of all nodes; ghosts have no energy."""
     out = EagerPotential(model)(graph, atomic_virial=True)  # type: ignore[arg-type]
-    values = {name: out[own].detach().reshape(out[own].shape[0], -1) for name, own in COMPARED.items()}
+    values = {name: out[own].detach().flatten(1) if out[own].dim() > 1 else out[own][:, None] for name, own in COMPARED.items()}
     ghosts = values["atom_energy"].new_zeros(graph.n_atoms - graph.n_local, 1)
     return {**values, "atom_energy": torch.cat([values["atom_energy"], ghosts])}
 

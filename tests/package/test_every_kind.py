@@ -123,6 +123,11 @@ def test_metadata_follow_the_schema(pte: Path) -> None:
     assert set(facts) <= set(json_schema()["properties"])
 
 
+def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
+    committed = Path(__file__).parents[2] / "docs" / "metadata.schema.json"
+    assert json.loads(committed.read_text()) == json_schema(), "run scripts/make_metadata_schema.py"
+
+
 def test_written_again_a_file_has_the_same_content(model: nn.Module, pte: Path, tmp_path: Path) -> None:
     again = deserialize_to_file(tmp_path / "again.pte", serialize_from_file(pte))
     assert_same_tree(serialize_from_file(again), serialize_from_file(pte))

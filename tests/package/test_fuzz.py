@@ -25,8 +25,10 @@ def test_ten_thousand_damaged_files(lj_pte: Path, tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr[-3000:]
     seen = json.loads(found.stdout)
     assert sum(seen.values()) == N_FILES
-    # each kind of damage was refused, and what cannot be noticed, such as another number in a program, was run
-    kinds = {key.partition(":")[0] for key in seen}
+    # each kind of damage was refused, and what cannot be noticed, such as another number in a program, was run;
+    # a training configuration may be anything
+    kinds = {key.partition(":")[0] for key in seen} - {"model_def_script.json"}
+    assert len(kinds) == 10
     assert {kind for kind in kinds if seen.get(f"{kind}: refused", 0)} == kinds
     assert seen["program: loads"] > 50
     assert seen["flips: refused"] > 0.9 * (seen["flips: refused"] + seen.get("flips: harmless", 0))

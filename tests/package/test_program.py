@@ -361,9 +361,18 @@ def test_values_are_forgotten_when_no_later_step_needs_them(lj_pte: Path, monkey
     assert max(alive) < len(program.steps) / 3
 
 
-def test_results_track_no_gradients(lj_pte: Path) -> None:
+def test_no_step_tracks_gradients(lj_pte: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [one.clone().requires_grad_() if one.is_floating_point() else one for one in INPUTS[0]]
+    run, tracked = steps.Step.run, []
+
+    def watched(step: steps.Step, values: list[Any]) -> None:
+        run(step, values)
+        tracked.append(torch.is_grad_enabled())
+
+    monkeypatch.setattr(steps.Step, "run", watched)
     assert not any(value.requires_grad for value in load_program(lj_pte)(*inputs))
+    assert tracked
+    assert not any(tracked)
 
 
 def test_a_program_runs_where_its_weights_are() -> None:

@@ -31,7 +31,7 @@ READERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "sutton_chen": SuttonChen.from_dict,
 }
 
-_REGISTERED: set[type[nn.Module]] = set()
+_REGISTERED: dict[str, type[nn.Module]] = {}
 
 
 def register(kind: str, model: type[nn.Module]) -> None:
@@ -40,10 +40,10 @@ def register(kind: str, model: type[nn.Module]) -> None:
     It has `to_dict`, whose dict has that `type`, and a classmethod `from_dict`. A file of it runs without; only what starts
     from the source in it (`rebuild`, another `dtype`) needs the class to be registered.
     """
-    if kind in READERS and model not in _REGISTERED:
+    if kind in READERS and kind not in _REGISTERED:
         raise InputError(f"model type {kind!r} is taken: choose another")
     READERS[kind] = model.from_dict  # type: ignore[attr-defined]
-    _REGISTERED.add(model)
+    _REGISTERED[kind] = model
 
 
 def model_from_source(source: dict[str, Any]) -> nn.Module:
@@ -71,7 +71,7 @@ def model_to_source(model: nn.Module) -> dict[str, Any]:
         return spin_to_source(model, model_to_source)
     if isinstance(model, LennardJones | SuttonChen | PairTable | ZBL):
         return model.to_dict()
-    if type(model) in _REGISTERED:
+    if type(model) in _REGISTERED.values():
         return model.to_dict()  # type: ignore[operator]
     raise InputError(
         f"a model of class {type(model).__name__} has no source form: give it to_dict and from_dict, then "

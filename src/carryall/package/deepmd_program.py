@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -96,15 +96,16 @@ class GraphProgram(nn.Module):
 
     def __init__(self, model: EnergyModel, chunk: Chunk | None) -> None:
         super().__init__()
-        self.model, self.chunk = model, chunk
+        # some models look at their tensors to make their spec, which must not be traced
+        self.model, self.spec, self.chunk = model, model.spec, chunk
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Outputs by name, in the order of OUTPUTS: (N, 1), (nf, 1), (N, 3), (nf, 9), (N, 9) and (N,)."""
-        given = dict(zip(input_names(self.model.spec), inputs, strict=True))
+        given = dict(zip(input_names(self.spec), inputs, strict=True))
         graph, owned = to_graph(given)
         vectors = given["edge_vec"].detach()
         if self.chunk is None:
-            atomic_energy, gradient, _ = energy_and_gradient(self.model, graph, vectors)
+            atomic_energy, gradient, _ = energy_and_gradient(_Bound(cast(nn.Module, self.model), self.spec), graph, vectors)
         else:
             atomic_energy, gradient = self.chunk.evaluate(graph, owned, vectors)
         atomic_energy = torch.where(owned, atomic_energy, 0.0)
@@ -119,7 +120,7 @@ class GraphProgram(nn.Module):
             owned.to(torch.int32),
         )
         # a dict, since deepmd-kit's Python asks for names
-        return dict(zip(OUTPUTS, values, strict=True))
+        return {name: value.detach() for name, value in zip(OUTPUTS, values, strict=True)}
 
 
 def to_graph(given: dict[str, Tensor]) -> tuple[NeighborGraph, Tensor]:
@@ -210,7 +211,7 @@ def trace_chunk(model: EnergyModel, size: int, sizes: Sizes, device: str) -> Chu
     """The model on `size` centres, for every degree and for graphs of all sizes."""
     spec = model.spec
     module = cast(nn.Module, model)
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    named = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
     optional = tuple(name for name in PARAMETERS if name in spec.extra_inputs)
 
     def body(center: Tensor, degree: int, rank: Tensor, vectors: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,13 +248,15 @@ def trace_chunk(model: EnergyModel, size: int, sizes: Sizes, device: str) -> Chu
 
 @dataclass(frozen=True)
 class _Bound:
-    """The model with other tensors in the places of its own."""
+    """The model with its spec as it is outside of the trace, and with other tensors in the places of its own."""
 
     module: nn.Module
     spec: PotentialSpec
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, graph: NeighborGraph, edge_vec: Tensor) -> Tensor:
+        if not self.tensors:
+            return cast(Tensor, self.module(graph, edge_vec))
         return cast(Tensor, functional_call(self.module, self.tensors, (graph, edge_vec)))
 
 
