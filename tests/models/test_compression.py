@@ -18,7 +18,7 @@ from carryall.models import DPA1, DescriptorConfig, EagerPotential, FittingConfi
 from carryall.models.dpa1.compression import compress, is_compressed, parts_of
 from carryall.models.dpa1.semantics import with_method
 from carryall.models.dpa1.source import set_weight_dtype
-from carryall.models.dpa1.tabulation import SCALES, Functions, argument_range, best_scale, derivatives, is_bounded
+from carryall.models.dpa1.tabulation import SCALES, Functions, argument_range, best_scale, derivatives, is_bounded, scale_of
 from carryall.models.networks import ACTIVATIONS, embedding_net
 from carryall.models.quintic_table import Grid, QuinticTable
 from carryall.package.arrays import to_json
@@ -148,6 +148,14 @@ def test_range_reaches_from_the_cutoff_to_the_shortest_distance() -> None:
     assert argument_range(protected.descriptor, 0.5)[2] == float(((1 - mean) / std).max())
 
 
+def test_errors_are_relative_to_outputs_from_the_cutoff_to_1_angstrom_or_closer() -> None:
+    x, values = torch.arange(5.0).double(), torch.tensor([[1.0, 0], [-4, 2], [0, 3], [5, 1], [0, 0]], dtype=torch.float64)
+    assert scale_of(values, x, 2.0).tolist() == [4, 4, 4, 5, 5]
+    assert scale_of(values, x, 99.0).tolist() == [5] * 5
+    assert scale_of(values, x, -1.0).tolist() == [1, 4, 4, 5, 5]
+    assert (scale_of(0 * values, x, 2.0) > 0).all()
+
+
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "silut:1.5"])
 def test_derivatives_of_nets(name: str) -> None:
     net = embedding_net(
@@ -274,6 +282,7 @@ def test_inside_combinations(make: Callable[[], nn.Module]) -> None:
 
 def test_several_models_have_the_facts_of_the_worst() -> None:
     first, second = variant(attn_layer=0), variant(attn_layer=0, tebd_input_mode="strip")
+    second.descriptor.davg[:, 0] = 0.04
     alone = [compress(one)[1] for one in (first, second)]
     compressed, facts = compress(LinearEnergyModel([first, second]))
     assert all(part.descriptor.compressed is not None for part in parts_of(compressed))

@@ -13,11 +13,12 @@ from carryall.data import AtomicData
 from carryall.errors import InputError
 from carryall.graph import NeighborGraph, edge_vectors, graph_from_structures, pointer, validate
 from carryall.models import EagerPotential, LennardJones, evaluate_model, model_from_source, model_to_source
+from carryall.models.combination import LinearEnergyModel
 from carryall.models.dpa1.semantics import with_method
 from carryall.models.dpa1.source import set_weight_dtype
 from carryall.models.spin import SpinModel, full_scale, with_virtual_atoms
 from spin_models import SCALE, TYPES, small_spin, with_spins
-from structures import CUTOFF, add_ghosts, small_dpa1, structure
+from structures import CUTOFF, add_ghosts, small_dpa1, small_lj, structure
 
 ALL = ("energy", "forces", "virial", "atomic_energy", "magnetic_forces")
 NAMES = ("periodic", "tilted", "slab", "open", "one_atom", "one_atom_periodic", "two_far", "tiny_triclinic")
@@ -366,3 +367,14 @@ def test_scale_is_that_of_the_type() -> None:
     assert energy(8, 0.8) == pytest.approx(swapped, abs=1e-14)
     assert abs(energy(8, 1.0) - swapped) > 1e-6
     assert abs(energy(1, 1.0) - energy(8, 1.0)) > 1e-6
+
+
+def test_a_combination_hands_spins_on() -> None:
+    model, data = small_spin(), items(["tilted"])[0]
+    both = LinearEnergyModel([model, small_lj()], TYPES, weights=(0.5, 2.0))
+    assert both.spec.spin
+    found, alone = (evaluate(EagerPotential(one), data, ALL)[0] for one in (both, model))
+    pair = evaluate(EagerPotential(small_lj()), data)[0]
+    assert np.abs(alone["magnetic_forces"]).max() > 1e-3
+    assert np.abs(found["magnetic_forces"] - 0.5 * alone["magnetic_forces"]).max() < 1e-14
+    assert np.abs(found["forces"] - 0.5 * alone["forces"] - 2.0 * pair["forces"]).max() < 1e-12

@@ -107,7 +107,7 @@ def lammps(
     model: Path, elements: tuple[str, ...], x: np.ndarray, types: np.ndarray, cell: np.ndarray, periodic: bool, ranks: int,
     folder: Path, steps: int = 1, moving: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Rows (x, y, z, fx, fy, fz, energy) of all atoms at the last step, and the last line of the log, of `pair_style deepmd`."""
+    """Rows (x, y, z, fx, fy, fz, energy) of all atoms at the last step, and the last line of the log."""
     folder.mkdir(parents=True)
     tilt = f"{cell[1, 0]:.17g} {cell[2, 0]:.17g} {cell[2, 1]:.17g} xy xz yz\n" if np.any(np.tril(cell, -1)) else ""
     box = "".join(f"0 {cell[k, k]:.17g} {'xyz'[k]}lo {'xyz'[k]}hi\n" for k in range(3)) + tilt

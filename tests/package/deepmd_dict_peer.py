@@ -2,8 +2,8 @@
 
     python deepmd_dict_peer.py FOLDER
 
-For each FOLDER/<name>.dp, with FOLDER/<name>.yaml beside it or not and FOLDER/<name>_systems.npz, it writes FOLDER/<name>_peer.npz
-with the values of every system by the `routes` named there, and `same`: whether both files hold the same tree.
+For each FOLDER/<name>.dp, with FOLDER/<name>_systems.npz and perhaps FOLDER/<name>.yaml beside it, it writes
+FOLDER/<name>_peer.npz: the values of every system by the `routes` named there, and `same`, whether both files hold one tree.
 """
 
 from __future__ import annotations

@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deepmd_cases import BAR, MODELS, PYTHON, call, crystal, expected, graph_of, lammps, peer
 from torch import nn
 
-from carryall import evaluate
 from carryall.errors import InputError
 from carryall.graph import NeighborGraph, concatenate, edge_vectors
 from carryall.graph.potential import PotentialSpec
-from carryall.models import DPA1, FittingConfig, LennardJones, SuttonChen, model_from_source, model_to_source
+from carryall.models import DPA1, FittingConfig, LennardJones, model_from_source
 from carryall.package.check import check_graphs
 from carryall.package.deepmd_abi import check_program_against_eager, deepmd_facts, pack_for_deepmd
 from carryall.package.deepmd_program import GRAPH_INPUTS, OUTPUTS, chunk_size, deepmd_inputs, trace_for_deepmd
 from carryall.package.inspect import inspect
 from carryall.package.sources import read_root, read_source
-from deepmd_cases import BAR, MODELS, PYTHON, call, crystal, expected, graph_of, lammps, peer
 from structures import small_dpa1
 
 LIVE = [
@@ -73,7 +72,11 @@ def test_frames_of_different_sizes(traced: Traced) -> None:
     n_types = len(traced.model.spec.type_map)
     x, types, cell = crystal(n_types)
     cutoff = traced.model.spec.cutoff
-    frames = [graph_of(x, types, cell, cutoff), graph_of(x[:1], types[:1], None, cutoff), graph_of(x[:17], types[:17], None, cutoff)]
+    frames = [
+        graph_of(x, types, cell, cutoff),
+        graph_of(x[:1], types[:1], None, cutoff),
+        graph_of(x[:17], types[:17], None, cutoff),
+    ]
     together = concatenate(frames)
     found = call(traced.run, traced.model, together)
     assert_equal(found, expected(traced.model, together))
@@ -142,7 +145,8 @@ def test_masked_edges_and_absent_atoms_take_part_in_nothing(traced: Traced) -> N
     assert torch.allclose(absent["force"], by_mask["force"], rtol=0, atol=1e-13)
     lone = by_mask["atom_energy"][7]
     assert torch.allclose(absent["energy"][0], by_mask["energy"][0] - lone, rtol=0, atol=1e-12)
-    assert float(absent["atom_energy"][7]) == 0 and float(lone) != 0
+    assert float(absent["atom_energy"][7]) == 0
+    assert float(lone) != 0
 
 
 def test_parameters(tmp_path: Path) -> None:
@@ -206,7 +210,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_file(packed: Path) -> None:
     model = MODELS["dpa1"]()
     facts = inspect(packed)["metadata"]
-    assert facts["target"] == "deepmd" and facts["output_keys"] == list(OUTPUTS)
+    assert facts["target"] == "deepmd"
+    assert facts["output_keys"] == list(OUTPUTS)
     for key in ("type_map", "rcut", "sel", "nnei", "dim_fparam", "dim_aparam", "do_atomic_virial", "mixed_types"):
         assert key in facts
     with zipfile.ZipFile(packed) as archive:

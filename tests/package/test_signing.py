@@ -166,7 +166,7 @@ def test_a_key_of_the_same_id_is_another_key(packed: Path, key: Path, tmp_path: 
 
 
 def test_a_file_that_does_not_verify_is_not_signed(packed: Path, key: Path) -> None:
-    rewrite(packed, {METADATA: b'{"cutoff": 5.0}'})
+    rewrite(packed, {METADATA: read_entry(packed, METADATA).replace(b"4.0", b"5.0")})
     with pytest.raises(InputError, match="does not match the manifest"):
         sign(packed, key)
 

@@ -15,25 +15,15 @@ KEYS = TEXT.filter(lambda key: key != "@class")
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 
 
-def all_arrays(digits: bool = False) -> st.SearchStrategy[np.ndarray]:
-    """Arrays of every dtype that a file may hold, of up to three axes, some of length 0.
-
-    `digits`: for forms in which every NaN is the same, so that none has bits of its own.
-    """
+def all_arrays() -> st.SearchStrategy[np.ndarray]:
+    """Arrays of every dtype that a file may hold, of up to three axes, some of length 0."""
     shapes = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
-    names = st.sampled_from(sorted(DTYPES)).map(np.dtype)
-    whole = arrays.arrays(names, shapes)
-    return whole.map(one_nan) if digits else whole
+    return arrays.arrays(st.sampled_from(sorted(DTYPES)).map(np.dtype), shapes)
 
 
-def one_nan(value: np.ndarray) -> np.ndarray:
-    """The array with the plain NaN in place of each."""
-    return np.where(np.isnan(value), np.array(np.nan, value.dtype), value) if value.dtype.kind == "f" else value
-
-
-def trees(digits: bool = False) -> st.SearchStrategy[dict[str, Any]]:
+def trees() -> st.SearchStrategy[dict[str, Any]]:
     """Nested dicts."""
-    leaves = SCALARS | all_arrays(digits)
+    leaves = SCALARS | all_arrays()
     inner = st.recursive(leaves, lambda one: st.lists(one, max_size=3) | st.dictionaries(KEYS, one, max_size=3), max_leaves=8)
     return st.dictionaries(KEYS, inner, max_size=4)
 

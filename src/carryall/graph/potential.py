@@ -58,8 +58,8 @@ class PotentialSpec:
             raise InputError(f"default_chg_spin has {len(self.default_chg_spin)} values, dim_chg_spin is {self.dim_chg_spin}")
         if self.message_passing and self.block_edges is not None:
             raise InputError(
-                f"block_edges = {self.block_edges} with message_passing: centres that exchange features are evaluated together; "
-                "leave block_edges out"
+                f"block_edges = {self.block_edges} with message_passing: centres that exchange features are evaluated "
+                "together; leave block_edges out"
             )
         if self.spin and MAGNETIC not in self.outputs:
             object.__setattr__(self, "outputs", (*self.outputs, MAGNETIC))

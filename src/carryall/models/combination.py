@@ -57,6 +57,7 @@ class Parts(nn.Module):
         specs = [model.spec for model in self.as_list()]
         blocks = [spec.block_edges for spec in specs]
         defaults = {spec.default_fparam for spec in specs if spec.dim_fparam}
+        charges = {spec.default_chg_spin for spec in specs if spec.dim_chg_spin}
         return PotentialSpec(
             cutoff=max(self.cutoffs),
             type_map=self.type_map,
@@ -66,6 +67,9 @@ class Parts(nn.Module):
             dim_fparam=max(spec.dim_fparam for spec in specs),
             default_fparam=defaults.pop() if len(defaults) == 1 else None,
             dim_aparam=max(spec.dim_aparam for spec in specs),
+            spin=any(spec.spin for spec in specs),
+            dim_chg_spin=max(spec.dim_chg_spin for spec in specs),
+            default_chg_spin=charges.pop() if len(charges) == 1 else None,
         )
 
     @property

@@ -16,8 +16,7 @@ neighbour enters or leaves. Training and `.pth` models search among virtual atom
 twice the largest virtual_scale * |spin|, or more, the model here is theirs, and asks for neighbours that much farther.
 
 A zero spin puts both atoms in one place, where DeePMD's `env_protection` keeps the energy finite. It is no smooth point: the
-distance has a cusp there, and attention sees the direction of a virtual atom however near it is. At a spin of exactly zero,
-what an atom sees of its own virtual atom adds nothing to the magnetic force (in deepmd-kit: the slope of what is linear in it).
+distance has a cusp there, and attention sees the direction of a virtual atom however near it is.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ Source = dict[str, Any]
 SUFFIX = "_spin"
 """What DeePMD puts behind the symbol of an atom for the type of its virtual atom."""
 KEYS = {"type", "backbone_model", "spin", "neighbor_margin"}
-TINY = 1e-150  # Å; no number that matters changes by it, and its square is not zero
 
 
 class SpinModel(nn.Module):
@@ -99,7 +97,7 @@ class SpinModel(nn.Module):
         offset = graph.spin.to(edge_vec.dtype) * (self.scale * self.magnetic).index_select(0, graph.atom_types)[:, None]
         wide, vectors = with_virtual_atoms(graph, edge_vec, offset, visible, len(self.type_map))
         inside = vectors.detach().square().sum(1) <= self.backbone.descriptor.config.rcut**2
-        return self.backbone(wide.replace(edge_mask=wide.edge_mask & inside), apart(vectors))
+        return self.backbone(wide.replace(edge_mask=wide.edge_mask & inside), vectors)
 
 
 def with_virtual_atoms(
@@ -145,12 +143,6 @@ def with_virtual_atoms(
 def count(like: Tensor) -> Tensor:
     """0, 1, 2, ... along the first axis of `like` (n,), int64."""
     return torch.cumsum(torch.ones_like(like), 0) - 1
-
-
-def apart(vectors: Tensor) -> Tensor:
-    """`vectors` (n, 3) with TINY in place of zero, where a length has no derivative; without gradient there."""
-    zero = (vectors == 0).all(1, keepdim=True)
-    return torch.where(zero, torch.full_like(vectors, TINY), vectors)
 
 
 def full_scale(virtual_scale: float | Sequence[float], use_spin: Sequence[bool]) -> tuple[float, ...]:

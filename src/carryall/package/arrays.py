@@ -112,6 +112,8 @@ def _from_list(entry: dict[str, Any], dtype: np.dtype) -> np.ndarray:
     if not isinstance(value, list | int | float):
         raise InputError(f"damaged array in the model dict: {str(value)[:80]} is neither a number nor a list")
     found = np.array(value, dtype=dtype)
+    if dtype.kind == "f":
+        found[np.isnan(found)] = np.nan  # digits have one NaN, of which readers make different ones
     # deepmd-kit writes no shape, and the digits of an array without elements do not say it
     return found if found.size or "shape" not in entry else found.reshape(entry["shape"])
 

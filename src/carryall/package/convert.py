@@ -64,7 +64,7 @@ def root_of(source: str | Path) -> dict[str, Any]:
     from carryall.package.export import source_of
     from carryall.package.from_source import load_model, read_checkpoint
 
-    path, config = Path(source), {}
+    path, config = Path(source), dict[str, Any]()
     if path.is_file() and (is_source(path) or path.suffix in PACKED_SUFFIXES):
         root = read_root(path)
         model = model_from_source(root.get("model", root))

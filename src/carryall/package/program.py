@@ -1,8 +1,8 @@
 """Run the program of a `.pte` without torch's deserializer, which runs what the file says as Python.
 
 `torch.export.load` unpickles sample inputs, and weights and constants that ask for it; it hands size expressions to sympy's
-`sympify`, which is `eval`; and the module it makes runs guards by `exec`. Each of the three runs code of a file, under torch 2.11
-and 2.13. Here the same file is plain data: JSON and raw arrays in, a list of calls out. An operation is looked up in a fixed
+`sympify`, which is `eval`; and the module it makes runs guards by `exec`. Each of the three runs code of a file (torch 2.11,
+2.13). Here the same file is plain data: JSON and raw arrays in, a list of calls out. An operation is looked up in a fixed
 table (package/operations.py), an argument is a number, a word, a name of a value or a list of those, and nothing else is
 understood. Size expressions and guards need no reading: at run time sizes are those of tensors.
 """

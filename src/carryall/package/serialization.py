@@ -3,8 +3,8 @@
     data = serialize_from_file("model.dp")          # nested dict, arrays as numpy arrays
     deserialize_to_file("model.pt2", data)
 
-What was read and is written again has the same bytes in `.json`, `.json.gz`, `.yaml` and `.dp` that carryall wrote, and the same
-model and training configuration in `.pt2` and `.pte`.
+What was read and is written again has the same bytes in `.json`, `.json.gz`, `.yaml` and `.dp` that carryall wrote, and the
+same dict and training configuration in `.pt2` and `.pte`.
 """
 
 from __future__ import annotations

@@ -31,11 +31,11 @@ class Program(nn.Module):
 
     def __init__(self, model: EnergyModel) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.spec = model, model.spec  # read now, since some facts depend on values of weights
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs in the order of `output_names`."""
-        spec = self.model.spec
+        spec = self.spec
         graph = to_graph(inputs, spec)
         vectors = edge_vectors(graph).detach()
         atomic_energy, gradient, spin_gradient = energy_and_gradient(self.model, graph, vectors)

@@ -64,7 +64,9 @@ class Descriptor(nn.Module):
         mask = blocks.mask
         x, y, z = blocks.vector.unbind(-1)
         # one order on every processor, DeePMD's: where the angular gate is ill-conditioned, last bits count
-        distance = (x * x + (y * y + z * z)).sqrt()
+        squared = x * x + (y * y + z * z)
+        # without gradient at zero, where spin models put virtual atoms
+        distance = torch.where(squared > 0, torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
         sw = switch(distance, config.rcut_smth, config.rcut) * mask
         rows = environment_rows(blocks.vector, sw, distance, config.env_protection)
         shift, scale = (s.index_select(0, blocks.center_type)[:, None, :] for s in (self.davg, self.dstd))

@@ -163,7 +163,7 @@ def argument_range(descriptor: Descriptor, shortest_distance: float) -> tuple[fl
     def argument(inverse: float) -> Tensor:
         return (inverse - mean) / std
 
-    ordinary = argument(1 / (max(ORDINARY_DISTANCE, shortest_distance) + protection))
+    ordinary = argument(1 / (ORDINARY_DISTANCE + protection))
     # a masked edge has the argument 0
     lowest, highest = argument(0.0).clamp_max(0.0), argument(1 / (shortest_distance + protection)).clamp_min(0.0)
     return float(lowest.min()), float(ordinary.min()), float(highest.max())
