@@ -238,6 +238,27 @@ def test_zero_spins_are_finite_and_near_small_ones_without_attention(attn_layer:
         assert (np.abs(zero[key] - small[key]).max() < 1e-8) == (attn_layer == 0), key
 
 
+@pytest.mark.parametrize("attn_layer", [0, 1])
+def test_magnetic_forces_at_zero_spin(attn_layer: int) -> None:
+    """The central difference leaves out the cusp, and, for attention, does not exist: there the force is finite."""
+    model, data, step = small_spin(attn_layer=attn_layer), structure("tilted", TYPES), 1e-7
+    spins = np.random.default_rng(3).normal(size=(8, 3))
+    spins[2] = 0
+
+    def energy(change: np.ndarray) -> float:
+        moved = spins.copy()
+        moved[2] += change
+        return float(run(model, data.replace(spins=moved))[0]["energy"])
+
+    found = run(model, data.replace(spins=spins))[0]["magnetic_forces"][2]
+    numerical = np.array([-(energy(e) - energy(-e)) / (2 * step) for e in step * np.eye(3)])
+    if attn_layer:
+        assert np.abs(found).max() < 1e3
+    else:
+        assert np.abs(found).max() > 1e-4
+        assert np.abs(found - numerical).max() < 1e-4 * np.abs(found).max()
+
+
 def two_at(distance: float, spins: list[list[float]]) -> AtomicData:
     return AtomicData([[0.0, 0, 0], [distance, 0, 0]], [8, 8], spins=spins)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,9 @@ from combined_models import small_bridged, small_sum, small_table, small_zbl
 from structures import small_dpa1
 
 REFERENCE = Path(__file__).parents[1] / "reference_data"
-FILES = sorted([*REFERENCE.glob("dpa1/*.dp"), *REFERENCE.glob("bridging/*.dp"), *REFERENCE.glob("bridging/*.json.gz")])
+SPIN = sorted(REFERENCE.glob("spin/*.dp"))[0]
+FOUND = [path for form in ("*/*.dp", "bridging/*.json.gz") for path in REFERENCE.glob(form)]
+FILES = sorted(path for path in FOUND if path.parent.name in ("bridging", "dpa1", "spin"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.name}")
@@ -100,6 +104,19 @@ def test_models_that_deepmd_does_not_have(tmp_path: Path, make: Callable[[], nn.
     kept = convert(source, tmp_path / "m.dp", target="carryall")
     assert same(read_source(kept), read_source(source))
     assert same(read_source(convert(kept, tmp_path / "m.json")), read_source(source))
+
+
+def test_spin_models(tmp_path: Path) -> None:
+    """deepmd-kit knows no margin: it is kept beside the model, and comes back."""
+    model = model_to_source(model_from_source(read_source(SPIN)))
+    source = write_source(tmp_path / "source.json", {"model": {**model, "neighbor_margin": 0.25}})
+    path = convert(source, tmp_path / "m.dp")
+    with h5py.File(path) as file:
+        root = json.loads(file.attrs["json"])
+    assert root["neighbor_margin"] == 0.25
+    assert root["model"].keys() == {"type", "backbone_model", "spin"}
+    assert read_source(path)["neighbor_margin"] == 0.25
+    assert "neighbor_margin" not in read_root(convert(SPIN, tmp_path / "plain.dp"))
 
 
 def test_unlike_semantics_in_one_model(tmp_path: Path) -> None:

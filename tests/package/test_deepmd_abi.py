@@ -104,6 +104,32 @@ def test_ghosts(traced: Traced, n_local: int) -> None:
     assert n_local == 0 or float(found["energy"]) != 0
 
 
+def test_ghosts_in_several_frames(traced: Traced) -> None:
+    """Each frame has its owned nodes first, so that owned nodes of the second lie behind ghosts of the first."""
+    x, types, cell = crystal(len(traced.model.spec.type_map))
+    spec = traced.model.spec
+    frames = [
+        halo(graph_of(x, types, cell, spec.cutoff), 5),
+        halo(graph_of(x[::-1].copy(), types[::-1].copy(), cell, spec.cutoff), 40),
+    ]
+    alone = [dict(zip(GRAPH_INPUTS, deepmd_inputs(*with_vectors(one), spec), strict=True)) for one in frames]
+    edges = [len(one["edge_vec"]) - 2 for one in alone]
+    rows = [slice(0, edges[0]), slice(0, None)]  # guard edges are at the very end
+    joined = {
+        name: torch.cat([one[name][rows[k]] for k, one in enumerate(alone)])
+        for name in ("edge_vec", "edge_mask", "destination_order", "source_order")
+    }
+    joined |= {name: torch.cat([one[name] for one in alone]) for name in ("atype", "n_node", "n_local")}
+    shifted = alone[1]["edge_index"] + 48 * alone[1]["edge_mask"]
+    joined["edge_index"] = torch.cat([alone[0]["edge_index"][:, : edges[0]], shifted], dim=1)
+    for name in ("destination_row_ptr", "source_row_ptr"):
+        joined[name] = torch.cat([alone[0][name], alone[1][name][1:] + edges[0]])
+    found = traced.run(*(joined[name] for name in GRAPH_INPUTS))
+    wanted = [expected(traced.model, one) for one in frames]
+    assert_equal(found, {name: torch.cat([one[name] for one in wanted]) for name in wanted[0]})
+    assert found["mask"].sum() == 45
+
+
 def test_ranks_add_up(traced: Traced) -> None:
     """Two ranks of one system, each with the other's atoms as ghosts: their forces and energies make those of the whole."""
     x, types, cell = crystal(len(traced.model.spec.type_map))

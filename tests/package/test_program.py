@@ -383,11 +383,9 @@ def test_a_file_of_torch_is_stripped(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         torch.export.save(program, path)
         assert len(read_entry(path, SAMPLE)) > 100
-        assert str(Path(torch.__file__).parent) in read_entry(path, PROGRAM).decode()
         strip_pickles(path)
         again = torch.export.load(path)
     assert read_entry(path, SAMPLE) == b""
-    assert str(Path(torch.__file__).parent) not in read_entry(path, PROGRAM).decode()
     x = torch.randn(1, 2, dtype=torch.float64)
     assert torch.equal(again.module()(x), program.module()(x))
 

@@ -67,7 +67,7 @@ class QuinticTable(nn.Module):
         """
         super().__init__()
         self.grid, self.bounded = grid, bounded
-        total, h = grid.scale + grid.nodes()[:, None] - grid.lowest, grid.spacing
+        total, h = grid.scale + grid.nodes().to(value.device)[:, None] - grid.lowest, grid.spacing
         first, second = total**2 / grid.scale, 2 * total**3 / grid.scale**2  # dx/du and d2x/du2
         node = torch.stack([value, h * first * slope, h * h * (first * first * curvature + second * slope)], dim=2)
         self.register_buffer("rows", node.flatten(0, 1).to(dtype))

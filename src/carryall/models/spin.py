@@ -16,7 +16,8 @@ neighbour enters or leaves. Training and `.pth` models search among virtual atom
 twice the largest virtual_scale * |spin|, or more, the model here is theirs, and asks for neighbours that much farther.
 
 A zero spin puts both atoms in one place, where DeePMD's `env_protection` keeps the energy finite. It is no smooth point: the
-distance has a cusp there, and attention sees the direction of a virtual atom however near it is.
+distance has a cusp there, and attention sees the direction of a virtual atom however near it is. Magnetic forces at zero are
+the slope of what is linear in the spin, as in deepmd-kit, but for that direction, whose slope (1e12 there) is left out.
 """
 
 from __future__ import annotations

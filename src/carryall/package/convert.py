@@ -1,7 +1,7 @@
 """From any file that holds a model to another, and to what deepmd-kit reads.
 
-A model dict of ours is DeePMD's where it has the model. It does not know `neighbor_graph_method`, and refuses dicts that have
-it: written for deepmd-kit, that stands beside the model, where only carryall looks for it.
+A model dict of ours is DeePMD's where it has the model, but for two fields: `neighbor_graph_method`, and the `neighbor_margin`
+of spin models. It refuses or loses them; written for deepmd-kit, they stand beside the model, where only carryall looks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ import numpy as np
 
 import carryall
 from carryall.errors import InputError
-from carryall.package.sources import PACKED_SUFFIXES, SOURCE_SUFFIXES, is_source, read_root, write_source
+from carryall.package.sources import (
+    BESIDE,
+    PACKED_SUFFIXES,
+    SOURCE_SUFFIXES,
+    is_source,
+    model_parts,
+    read_root,
+    write_source,
+)
 
 Target = Literal["deepmd", "carryall"]
 OF_DEEPMD = {"standard", "zbl", "linear", "linear_ener", "pairtab", "spin_ener"}
@@ -24,6 +32,7 @@ INSTEAD = {
     "ziegler_biersack_littmark": "write it as a table with carryall.models.zbl.write_zbl_table, and read that as a PairTable",
 }
 RUNS_ANYWAY = "carryall pack --target deepmd makes a .pt2 of it that deepmd-kit runs, and .json keeps its dict"
+DEFAULT: dict[str, Any] = {"neighbor_graph_method": "graph", "neighbor_margin": 0.0}
 LINEAR_VERSION = 3
 
 
@@ -79,23 +88,24 @@ def root_of(source: str | Path) -> dict[str, Any]:
 def for_deepmd(root: dict[str, Any]) -> dict[str, Any]:
     """The root as deepmd-kit reads it; InputError names a model that it does not have. Changes nothing of `root`."""
     model = copy.deepcopy(root["model"])
-    methods = set()
+    beside: dict[str, set[Any]] = {name: set() for name in BESIDE}
     for part in parts(model):
         kind = part.get("type")
         if kind not in OF_DEEPMD:
             raise InputError(f"deepmd-kit has no model of type {kind!r}: {INSTEAD.get(str(kind), RUNS_ANYWAY)}")
-        if kind == "standard":
-            methods.add(part.pop("neighbor_graph_method", "graph"))
+        for name, owner in BESIDE.items():
+            if kind == owner:
+                beside[name].add(part.pop(name, DEFAULT[name]))
         if kind == "linear_ener":
             part["type"] = "linear"
-        part.pop("neighbor_margin", None)
     if model["type"] == "pairtab":
         model = alone(model)
     if model["type"] == "linear":
         # as a whole model deepmd.pt knows it by this name only, its other two routes by both; as a part, by the other
         model["type"] = "linear_ener"
-    if len(methods) > 1:
-        raise InputError("the models of the combination differ in neighbor_graph_method: give all of them one")
+    for name, values in beside.items():
+        if len(values) > 1:
+            raise InputError(f"the models of the combination differ in {name}: give all of them one")
     found = {
         "software": "carryall",
         "version": carryall.__version__,
@@ -103,7 +113,7 @@ def for_deepmd(root: dict[str, Any]) -> dict[str, Any]:
         "model": model,
         "model_def_script": root.get("model_def_script") or {},
     }
-    return {**found, "neighbor_graph_method": "legacy"} if methods == {"legacy"} else found
+    return found | {name: values.pop() for name, values in beside.items() if values - {DEFAULT[name]}}
 
 
 def alone(part: dict[str, Any]) -> dict[str, Any]:
@@ -123,5 +133,5 @@ def is_of_deepmd(root: dict[str, Any]) -> bool:
 def parts(model: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A model dict, and those inside it."""
     yield model
-    for one in (*model.get("models", ()), *([model["backbone_model"]] if "backbone_model" in model else ())):
+    for one in model_parts(model):
         yield from parts(one)

@@ -9,7 +9,6 @@ understood. Size expressions and guards need no reading: at run time sizes are t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -98,7 +97,7 @@ def load_program(source: str | Path | Packed, device: str | torch.device = "cpu"
 
 
 def strip_pickles(path: Path) -> None:
-    """Take what is pickled out of an archive that `torch.export.save` wrote, and where each node came from in which source.
+    """Take what is pickled out of an archive that `torch.export.save` wrote.
 
     `torch.export.load` still reads it: it takes an empty entry for "no sample inputs". InputError when weights are pickled.
     """
@@ -107,10 +106,7 @@ def strip_pickles(path: Path) -> None:
             for key, payload in parse_json(archive.read(name), name)["config"].items():
                 if payload["use_pickle"]:
                     raise InputError(f"{key} of the model is of a kind that only a pickle holds, which a packed file never has")
-        root = json.loads(archive.read(PROGRAM))
-    for node in root["graph_module"]["graph"]["nodes"]:
-        node["metadata"] = {}
-    rewrite(path, {SAMPLE: b"", PROGRAM: json.dumps(root, separators=(",", ":"), allow_nan=False).encode()})
+    rewrite(path, {SAMPLE: b""})
 
 
 def _check_parts(packed: Packed) -> None:

@@ -23,6 +23,8 @@ SOURCE_SUFFIXES = (".json", ".json.gz", ".yaml", ".yml", ".dp")
 PACKED_SUFFIXES = (".pt2", ".pte")
 OWN_SOURCE = EXTRA + "source.json"
 """The source in a file packed for deepmd-kit of a model that it has no dict for: model.json is empty there."""
+BESIDE = {"neighbor_graph_method": "standard", "neighbor_margin": "spin_ener"}
+"""Fields that deepmd-kit does not know, and the type of the dict that they belong into."""
 ALWAYS, FACTOR, MOST = 1 << 26, 200, 1 << 32  # bytes of a .json.gz, unpacked: so many, or so many times the file's, never more
 
 
@@ -41,7 +43,7 @@ def read_root(path: str | Path) -> dict[str, Any]:
     """All of a source file: what wrote it (`software`), and the `model`; some of DeePMD's are the model alone.
 
     Of a `.pt2` or `.pte`, ours or DeePMD's, the source inside it, with its training configuration as `model_def_script`.
-    `neighbor_graph_method` beside the model, where DeePMD's own readers do not trip over it, is put into the model.
+    What stands beside the model only so that DeePMD's own readers do not trip over it is put into the model.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,8 +52,9 @@ def read_root(path: str | Path) -> dict[str, Any]:
     if not isinstance(root, dict) or not isinstance(root.get("model", root), dict):
         raise InputError(f"{path} holds no model dict")
     _refuse_numberless(root, path)
-    if method := root.pop("neighbor_graph_method", None) if "model" in root else None:
-        set_method(root["model"], method)
+    for name, kind in BESIDE.items() if "model" in root else ():
+        if name in root:
+            put_into(root["model"], kind, name, root.pop(name))
     return root
 
 
@@ -73,18 +76,19 @@ def write_source(path: str | Path, root: dict[str, Any], *, digits: bool = False
     return path
 
 
-def set_method(model: dict[str, Any], method: Any) -> None:
-    """Put `neighbor_graph_method` into each DPA-1 of a model dict that has none."""
-    if model.get("type") == "standard":
-        model.setdefault("neighbor_graph_method", method)
-    parts = [*_listed(model.get("models")), model.get("backbone_model")]
-    for part in parts:
-        if isinstance(part, dict):
-            set_method(part, method)
+def put_into(model: dict[str, Any], kind: str, name: str, value: Any) -> None:
+    """Set `name` in each dict of that type in a model dict that does not have it."""
+    if model.get("type") == kind:
+        model.setdefault(name, value)
+    for part in model_parts(model):
+        put_into(part, kind, name, value)
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def model_parts(model: dict[str, Any]) -> list[dict[str, Any]]:
+    """The model dicts right inside a model dict."""
+    listed = model.get("models")
+    found = [*(listed if isinstance(listed, list) else []), model.get("backbone_model")]
+    return [part for part in found if isinstance(part, dict)]
 
 
 def _read(path: Path) -> Any:

@@ -94,5 +94,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def safe_unit(x: Tensor, floor: float = 1e-12) -> Tensor:
-    """x / max(|x|, floor) over the last axis; finite with all its derivatives at x = 0."""
+    """x / max(|x|, floor) over the last axis, and 0 with all its derivatives at x = 0."""
+    # there, at a spin of zero, the slope would be 1 / floor
+    x = torch.where((x == 0).all(-1, keepdim=True), x.detach(), x)
     return x * x.square().sum(-1, keepdim=True).clamp_min(floor**2).rsqrt()

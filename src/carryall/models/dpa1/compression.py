@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from carryall.errors import InputError
 from carryall.models.dpa1.descriptor import Descriptor
 from carryall.models.dpa1.model import DPA1
-from carryall.models.dpa1.tabulation import tabulate, type_inputs
+from carryall.models.dpa1.tabulation import is_bounded, tabulate, type_inputs
 from carryall.models.quintic_table import QuinticTable
 
 DEFAULT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-5}
 FINEST_TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6}
-SHORTEST_DISTANCE = 0.1  # Å
+SHORTEST_DISTANCE = {True: 1e-6, False: 0.1}  # Å, for bounded nets, whose tables may reach all the way, and for others
 MAX_BYTES = 2**28
 OF_SEVERAL: dict[str, Callable[[list[Any]], Any]] = {
     "compression_bytes": sum,
@@ -63,14 +63,14 @@ def compress(
     model: nn.Module,
     *,
     tolerance: float | None = None,
-    shortest_distance: float = SHORTEST_DISTANCE,
+    shortest_distance: float | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A copy of `model` in which each DPA-1 has tables in place of its embedding nets, and flat facts for a file's metadata.
 
     `tolerance` bounds the relative errors of the embedding and of its derivative (`TableErrors`; None: 1e-8 in float64, 2e-5
-    in float32). The tables reach from the cutoff down to `shortest_distance`, Å; beyond, they go on with two continuous
-    derivatives. `max_bytes` bounds the tables of each DPA-1. The copy is for evaluation: it keeps the nets as what it is
+    in float32). The tables reach from the cutoff down to `shortest_distance` (Å; None: 1e-6 where the net has a limit for
+    close neighbours, as with tanh, else 0.1); closer, they go on with two continuous derivatives. `max_bytes` bounds the tables of each DPA-1. The copy is for evaluation: it keeps the nets as what it is
     compressed from (`model_to_source` gives the original source), but what is changed in them changes nothing.
 
     InputError where no DPA-1 is in the model, where it is compressed already, and where the tolerance cannot be met.
@@ -81,12 +81,12 @@ def compress(
         )
     if is_compressed(model):
         raise InputError("this model is compressed already: compress the original, which is in the source of its file")
-    if not shortest_distance > 0:
+    if shortest_distance is not None and not shortest_distance > 0:
         raise InputError(f"shortest_distance must be positive (Å), got {shortest_distance}")
     compressed = copy.deepcopy(model).eval().requires_grad_(False)
     facts = [compress_descriptor(part.descriptor, tolerance, shortest_distance, max_bytes) for part in parts_of(compressed)]
     merged = {name: OF_SEVERAL.get(name, max)([one[name] for one in facts]) for name in facts[0]}
-    return compressed, {"compressed": True, **merged, "compression_shortest_distance": float(shortest_distance)}
+    return compressed, {"compressed": True, **merged}
 
 
 def is_compressed(model: nn.Module) -> bool:
@@ -100,7 +100,7 @@ def parts_of(model: nn.Module) -> Iterator[DPA1]:
 
 
 def compress_descriptor(
-    descriptor: Descriptor, tolerance: float | None, shortest_distance: float, max_bytes: int
+    descriptor: Descriptor, tolerance: float | None, shortest_distance: float | None, max_bytes: int
 ) -> dict[str, Any]:
     """Put tables in the descriptor; returns their facts."""
     dtype = descriptor.type_embedding.layer.w.dtype
@@ -110,8 +110,9 @@ def compress_descriptor(
             f"the tolerance of a compressed {str(dtype).removeprefix('torch.')} model must be {FINEST_TOLERANCE[dtype]:.0e} or "
             f"more, which is what its arithmetic resolves, got {tolerance}"
         )
+    distance = SHORTEST_DISTANCE[is_bounded(descriptor.embedding)] if shortest_distance is None else shortest_distance
     with torch.no_grad():
-        table, errors = tabulate(descriptor, tolerance, shortest_distance, max_bytes)
+        table, errors = tabulate(descriptor, tolerance, distance, max_bytes)
         descriptor.compressed = CompressedEmbedding(descriptor, table)
     return {
         "compression_tolerance": float(tolerance),
@@ -119,6 +120,7 @@ def compress_descriptor(
         "compression_error_derivative": errors.derivative,
         "compression_error_value_absolute": errors.value_absolute,
         "compression_error_derivative_absolute": errors.derivative_absolute,
+        "compression_shortest_distance": float(distance),
         "compression_tables": table.n_functions,
         "compression_nodes": table.grid.n_nodes,
         "compression_argument_lowest": table.grid.lowest,
