@@ -18,9 +18,8 @@ from carryall.models import DPA1, DescriptorConfig, EagerPotential, FittingConfi
 from carryall.models.dpa1.compression import compress, is_compressed, parts_of
 from carryall.models.dpa1.semantics import with_method
 from carryall.models.dpa1.source import set_weight_dtype
-from carryall.models.dpa1.tabulation import SCALES, Functions, argument_range, best_scale, derivatives, is_bounded, scale_of
-from carryall.models.networks import ACTIVATIONS, embedding_net
-from carryall.models.quintic_table import Grid, QuinticTable
+from carryall.models.dpa1.tabulation import Functions, argument_range
+from carryall.models.quintic_table import QuinticTable
 from carryall.package.arrays import to_json
 from carryall.package.check import check_graphs
 from carryall.package.inspect import inspect
@@ -28,6 +27,8 @@ from carryall.package.signature import to_inputs
 from carryall.package.sources import read_source
 from carryall.package.trace import trace
 from combined_models import small_bridged, small_sum
+from spin_models import TYPES as SPIN_TYPES
+from spin_models import small_spin, with_spins
 from structures import CUTOFF, add_ghosts, small_lj, structure, structures
 
 TYPES = ("O", "H")
@@ -148,43 +149,6 @@ def test_range_reaches_from_the_cutoff_to_the_shortest_distance() -> None:
     assert argument_range(protected.descriptor, 0.5)[2] == float(((1 - mean) / std).max())
 
 
-def test_errors_are_relative_to_outputs_from_the_cutoff_to_1_angstrom_or_closer() -> None:
-    x, values = torch.arange(5.0).double(), torch.tensor([[1.0, 0], [-4, 2], [0, 3], [5, 1], [0, 0]], dtype=torch.float64)
-    assert scale_of(values, x, 2.0).tolist() == [4, 4, 4, 5, 5]
-    assert scale_of(values, x, 99.0).tolist() == [5] * 5
-    assert scale_of(values, x, -1.0).tolist() == [1, 4, 4, 5, 5]
-    assert (scale_of(0 * values, x, 2.0) > 0).all()
-
-
-@pytest.mark.parametrize("name", [*ACTIVATIONS, "silut:1.5"])
-def test_derivatives_of_nets(name: str) -> None:
-    net = embedding_net(
-        3, (4, 8, 8), activation_function=name, resnet_dt=True, generator=torch.Generator().manual_seed(3)
-    ).requires_grad_(False)
-    rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    value, first, second = derivatives(net, rows)
-    assert torch.allclose(value, net(rows), rtol=0, atol=1e-14)
-    leaf = rows.clone().requires_grad_()
-    for output in range(8):
-        (slope,) = torch.autograd.grad(net(leaf)[:, output].sum(), leaf, create_graph=True)
-        assert torch.allclose(first[:, output], slope[:, 0], rtol=0, atol=1e-13)
-        if slope.requires_grad and name not in ("linear", "none", "relu", "relu6"):
-            (curvature,) = torch.autograd.grad(slope[:, 0].sum(), leaf, retain_graph=True)
-            assert float(curvature[:, 0].abs().max()) > 1e-4
-            assert torch.allclose(second[:, output], curvature[:, 0], rtol=0, atol=1e-12)
-
-
-def test_outputs_with_a_limit() -> None:
-    def net(n_in: int, name: str = "tanh") -> nn.Sequential:
-        return embedding_net(n_in, (4, 8), activation_function=name)
-
-    assert is_bounded(net(3))
-    assert is_bounded(net(3, "silut:2.0"))
-    assert not is_bounded(net(3, "gelu"))
-    assert not is_bounded(net(2))  # widths 2, 4: the first layer hands its input on
-    assert not is_bounded(net(4))
-
-
 # -- its own derivatives
 
 
@@ -284,6 +248,20 @@ def test_inside_combinations(make: Callable[[], nn.Module]) -> None:
     assert 0 < off["forces"] < 1e-7
 
 
+@pytest.mark.parametrize("options", [{}, {"method": "legacy", "davg": 0.2}, {"attn_layer": 0}], ids=str)
+def test_inside_spin_models(options: dict[str, Any]) -> None:
+    model = small_spin(**options)
+    compressed, facts = compress(model)
+    assert facts["compression_tables"] == (2 * len(model.type_map)) ** 2  # virtual atoms have types of their own
+    for length in (1.2, 1e-2):  # virtual atoms near their own
+        data = [with_spins(structure(name, SPIN_TYPES), length=length) for name in ("periodic", "open")]
+        graph = graph_from_structures(data, model.spec.cutoff, SPIN_TYPES)
+        found, expected = EagerPotential(compressed)(graph), EagerPotential(model)(graph)  # type: ignore[arg-type]
+        for key in ("atomic_energy", "forces", "magnetic_forces"):
+            scale = float(expected[key].abs().max().clamp_min(1.0))
+            assert float((found[key] - expected[key]).abs().max()) < 1e-6 * scale, (length, key)
+
+
 def test_several_models_have_the_facts_of_the_worst() -> None:
     first, second = variant(attn_layer=0), variant(attn_layer=0, tebd_input_mode="strip")
     second.descriptor.davg[:, 0] = 0.04
@@ -343,13 +321,6 @@ def test_facts_are_flat_and_true(plain: DPA1, small: DPA1) -> None:
     )
 
 
-def test_the_scale_with_the_smallest_error_is_taken(plain: DPA1) -> None:
-    functions, (low, ordinary, high) = Functions.of(plain.descriptor), argument_range(plain.descriptor, 0.1)
-    chosen = best_scale(functions, low, ordinary, high, 65)
-    errors = {scale: functions.errors(functions.table(Grid(low, high, scale, 65)), ordinary).worst for scale in SCALES}
-    assert errors[chosen] == min(errors.values()) < 0.1 * max(errors.values())
-
-
 # -- refusals
 
 
@@ -400,7 +371,7 @@ def test_slow_convergence_is_noticed_soon() -> None:
 
 
 def test_protection_below_zero() -> None:
-    with pytest.raises(InputError, match=r"beyond -env_protection = 0.2 Å, got 0.1"):
+    with pytest.raises(InputError, match=r"beyond -env_protection = 0.2 Å, got 1e-06"):
         compress(variant(env_protection=-0.2))
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from carryall.graph import NeighborGraph, build_graph, edge_vectors
 from carryall.models import DPA1, LennardJones, SuttonChen
 from carryall.models.eager import EagerPotential
+from carryall.models.pair_table import PairTable
 from carryall.package.deepmd_abi import COMPARED
 from carryall.package.deepmd_program import OUTPUTS, deepmd_inputs
 from combined_models import small_bridged, small_sum, small_table, small_zbl
@@ -28,7 +29,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "sutton_chen": lambda: SuttonChen(("Cu", "Au"), cutoff=6.0),
     "bridged": small_bridged,
     "sum": small_sum,
-    "table": small_table,
+    "table": lambda: biased_table(),
     "zbl": small_zbl,
 }
 
@@ -38,6 +39,13 @@ def plain_legacy() -> DPA1:
     model = small_dpa1(attn_layer=1)
     model.descriptor.davg.zero_()
     model.neighbor_graph_method = "legacy"
+    return model
+
+
+def biased_table() -> PairTable:
+    """Atoms have an energy when they are alone, so that ghosts would count."""
+    model = small_table()
+    model.rules.out_bias += torch.tensor([0.3, -1.1], dtype=torch.float64)
     return model
 
 

@@ -130,6 +130,21 @@ def test_ghosts_in_several_frames(traced: Traced) -> None:
     assert found["mask"].sum() == 45
 
 
+def test_nodes_beyond_the_frames_are_not_there(traced: Traced) -> None:
+    x, types, cell = crystal(len(traced.model.spec.type_map))
+    graph = graph_of(x, types, cell, traced.model.spec.cutoff)
+    inputs = list(deepmd_inputs(*with_vectors(graph), traced.model.spec))
+    for index in (GRAPH_INPUTS.index(name) for name in ("destination_row_ptr", "source_row_ptr")):
+        inputs[index] = torch.cat([inputs[index], inputs[index][-1:].expand(3)])
+    inputs[0] = torch.cat([inputs[0], torch.zeros(3, dtype=torch.int64)])
+    # a frame may claim more owned nodes than it has
+    inputs[GRAPH_INPUTS.index("n_local")] = torch.tensor([51])
+    found = traced.run(*inputs)
+    kept = {key: found[key][:48] for key in ("atom_energy", "force", "atom_virial")}
+    assert_equal({**found, **kept}, expected(traced.model, graph))
+    assert found["mask"].tolist() == [1] * 48 + [0] * 3
+
+
 def test_ranks_add_up(traced: Traced) -> None:
     """Two ranks of one system, each with the other's atoms as ghosts: their forces and energies make those of the whole."""
     x, types, cell = crystal(len(traced.model.spec.type_map))

@@ -223,6 +223,10 @@ def number(file: h5py.File) -> None:
     file.attrs["json"] = 3
 
 
+def numbers(file: h5py.File) -> None:
+    file.attrs["json"] = ["{}"] * 3
+
+
 def deep(file: h5py.File) -> None:
     file.attrs["json"] = "[" * 100_000
 
@@ -239,6 +243,7 @@ def deep(file: h5py.File) -> None:
         (bomb, "far more than the file holds"),
         (many_bombs, "far more than the file holds"),
         (number, "is no text"),
+        (numbers, "is no text"),
         (deep, "not a DeePMD model file"),
         (lambda file: None, "is missing"),
     ],

@@ -30,6 +30,8 @@ class PackConfig:
     """Lowest CPU that a .pt2 shall run on: x86-64-v2, x86-64-v3 (AVX2) or x86-64-v4 (AVX-512); left out: this one's."""
     compress: bool = False
     """Tables in place of DPA-1's embedding nets: faster without attention, errors measured and written into the file."""
+    compression_tolerance: float | None = None
+    """Bound of the tables' relative errors; left out: 1e-8, in float32 2e-5."""
     neighbor_graph_method: Literal["graph", "legacy"] | None = None
     """Every neighbour and no padding, or DeePMD's padded neighbour lists; left out: the model's own."""
     target: Literal["carryall", "deepmd"] = "carryall"
@@ -54,6 +56,7 @@ def run(argv: Sequence[str]) -> int:
             device=config.device,
             cpu_level=config.cpu_level,
             compress=config.compress,
+            compression_tolerance=config.compression_tolerance,
             neighbor_graph_method=config.neighbor_graph_method,
             target=config.target,
             notify=console().print,

@@ -1,4 +1,4 @@
-"""Programs made from source on first use and kept in the user's cache: shipped potentials, and files that do not fit this machine."""
+"""Programs made from source on first use and kept in the user's cache: shipped potentials, files that do not fit here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an exported program to machine code by AOTInductor: for a level of CPUs, for any number of threads, one process at a time."""
+"""From an exported program to machine code by AOTInductor: for a level of CPUs and any number of threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INDUCTOR_OPTIONS = {"cpp.dynamic_threads": True}
 
 
 def compile_program(program: ExportedProgram, path: Path, level: str) -> None:
-    """Compile to `path`, for CPUs of a level and above; one process at a time, since all write the same files of torch's cache."""
+    """Compile to `path`, for CPUs of a level and above; one process at a time: all write the same files of torch's cache."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     require_compiler()
@@ -62,7 +62,7 @@ def code_for(level: str) -> Iterator[None]:
         return [f"march={level}" if flag == "march=native" else flag for flag in found], linker
 
     with (
-        mock.patch.object(cpu_vec_isa, "valid_vec_isa_list", lambda: usable),
+        mock.patch.object(cpu_vec_isa, "valid_vec_isa_list", return_value=usable),
         mock.patch.object(cpp_builder, "_get_optimization_cflags", flags),
     ):
         yield

@@ -1,4 +1,4 @@
-"""Which instructions of a processor compiled code may use: the levels of the x86-64 psABI, so that a file runs on more than one CPU."""
+"""Which instructions compiled code may use: the levels of the x86-64 psABI, so that a file runs on more than one CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cpu_level() -> str:
 
 
 def checked_level(level: str | None) -> str:
-    """`level`, or this CPU's when None; InputError for one that this CPU cannot run, since a file is checked before it is kept."""
+    """`level`, or this CPU's when None; InputError for one that this CPU lacks, since a file is run before it is kept."""
     here = cpu_level()
     if level is None or level == here:
         return here

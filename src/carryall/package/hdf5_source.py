@@ -27,7 +27,9 @@ def read_dp(path: Path) -> Any:
     size = path.stat().st_size
     try:
         with h5py.File(path, "r") as file:
-            text = file.attrs["json"]
+            attribute = file.attrs.get_id("json")
+            # looked at before it is read: a damaged one may claim to be many
+            text = file.attrs["json"] if attribute.shape == () and attribute.dtype.kind in "OSU" else None
             if not isinstance(text, str | bytes):
                 raise InputError(f"{path}: the attribute 'json' is no text")
             tree = json.loads(text)

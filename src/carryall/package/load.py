@@ -120,8 +120,8 @@ def _portable(packed: Packed, device: str) -> Run:
 
 def _unfit(path: Path, reason: str) -> str:
     return (
-        f"the compiled part of {path} does not fit here: {reason}. Its source does: load it with rebuild=True (--rebuild), which "
-        f"compiles it once into a cache, or make a new file: carryall rebuild {path.name} mine.pt2"
+        f"the compiled part of {path} does not fit here: {reason}. Its source does: load it with rebuild=True (--rebuild), "
+        f"which compiles it once into a cache, or make a new file: carryall rebuild {path.name} mine.pt2"
     )
 
 

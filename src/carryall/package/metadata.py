@@ -99,6 +99,28 @@ class Metadata(BaseModel):
     """SHA-256 of model.json: files of one model have the same, however they were packed."""
     compressed: bool = False
     """Whether tables stand for embedding nets; model.json always has the nets."""
+    compression_tolerance: float | None = None
+    """What the relative errors of the tables had to stay below."""
+    compression_error_value: float | None = None
+    """Largest error of an embedding, relative to its largest value, measured between the nodes."""
+    compression_error_derivative: float | None = None
+    """The same of its derivative."""
+    compression_error_value_absolute: float | None = None
+    """Largest error of an embedding."""
+    compression_error_derivative_absolute: float | None = None
+    """Largest error of its derivative."""
+    compression_shortest_distance: float | None = None
+    """Å, down to which the errors were measured."""
+    compression_argument_lowest: float | None = None
+    """Where the tables begin, in the radial rows of the environment, in the model's scale."""
+    compression_argument_highest: float | None = None
+    """Where they end."""
+    compression_tables: int | None = None
+    """Functions that were tabulated."""
+    compression_nodes: int | None = None
+    """Nodes of each, at most."""
+    compression_bytes: int | None = None
+    """Of all tables."""
     device: str = "cpu"
     """Type of device that the program was made on; a pte runs on any."""
     carryall_version: str = ""

@@ -32,9 +32,9 @@ def load(
     "graph" (every neighbour, no padding) or "legacy" (DeePMD's padded lists, see docs/deepmd.md); a DeePMD model for which it
     matters says so in a SemanticsWarning. `rebuild`: a `.pt2` whose compiled part does not fit this machine (another CPU,
     device, torch, or another program's file) is compiled from its source into a cache. `trusted_keys`: files with public keys,
-    one of which has to have signed a packed file; those of `$CARRYALL_TRUSTED_KEYS` (separated by commas) when None. The built-in `water` is compiled into
-    the cache on first use; `notify` hears of it, of running it uncompiled where there is no C++ compiler, and of what would be
-    a warning.
+    one of which has to have signed a packed file; those of `$CARRYALL_TRUSTED_KEYS` (separated by commas) when None. The
+    built-in `water` is compiled into the cache on first use; `notify` hears of it, of running it uncompiled where there is no
+    C++ compiler, and of what would be a warning.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -33,6 +33,7 @@ def rebuild(
     options: dict[str, Any] = {"dtype": None}
     if facts is not None:
         options = {"dtype": facts.dtype, "compress": facts.compressed, "training_config": read_json(path, SCRIPT)}
+        options["compression_tolerance"] = facts.compression_tolerance
         device = device or facts.device
     return pack(path, new, device=device or "cpu", cpu_level=cpu_level, check=check, notify=notify, **options)
 

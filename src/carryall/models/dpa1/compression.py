@@ -70,8 +70,11 @@ def compress(
 
     `tolerance` bounds the relative errors of the embedding and of its derivative (`TableErrors`; None: 1e-8 in float64, 2e-5
     in float32). The tables reach from the cutoff down to `shortest_distance` (Å; None: 1e-6 where the net has a limit for
-    close neighbours, as with tanh, else 0.1); closer, they go on with two continuous derivatives. `max_bytes` bounds the tables of each DPA-1. The copy is for evaluation: it keeps the nets as what it is
-    compressed from (`model_to_source` gives the original source), but what is changed in them changes nothing.
+    close neighbours, as with tanh, else 0.1); closer, they go on with two continuous derivatives. `max_bytes` bounds the
+    tables of each DPA-1.
+
+    The copy is for evaluation: it keeps the nets as what it is compressed from (`model_to_source` gives the original source),
+    but what is changed in them changes nothing.
 
     InputError where no DPA-1 is in the model, where it is compressed already, and where the tolerance cannot be met.
     """
