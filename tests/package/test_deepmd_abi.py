@@ -14,6 +14,7 @@ import torch
 from deepmd_cases import BAR, MODELS, PYTHON, call, crystal, expected, graph_of, lammps, peer
 from torch import nn
 
+from carryall import load
 from carryall.errors import InputError
 from carryall.graph import NeighborGraph, concatenate, edge_vectors
 from carryall.graph.potential import PotentialSpec
@@ -263,6 +264,8 @@ def test_the_file(packed: Path) -> None:
     again = model_from_source(read_source(packed)).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
     assert read_root(packed)["model_def_script"] == {"steps": 3}
+    with pytest.raises(InputError, match="carryall rebuild"):
+        load(packed)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from torch._higher_order_ops.map import map_impl
 from torch.export import Dim, ExportedProgram
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.torch_version import TorchVersion
 
 from carryall.errors import InputError
 from carryall.graph.edge_terms import reduce_edges
@@ -47,6 +48,7 @@ GRAPH_INPUTS = (
 """Inputs that every program has; `fparam`, `aparam` and `charge_spin` follow where their width is not 0."""
 OUTPUTS = ("atom_energy", "energy", "force", "virial", "atom_virial", "mask")
 TYPICAL_DEGREE = 80  # neighbours of an atom, to choose how many centres go through the loop together
+LOOPS_SINCE = "2.13"  # version of torch whose compiler knows a loop with sizes of its own; older ones take all centres at once
 SMALL_BLOCK = 1 << 16  # edge slots: potentials that want larger blocks than this need none
 PARAMETERS = ("fparam", "aparam", "charge_spin")
 
@@ -292,7 +294,7 @@ def trace_for_deepmd(model: nn.Module, device: str = "cpu") -> ExportedProgram:
     """The program of a model, for any number of frames, nodes and edges; its parameters are constants of it."""
     potential = cast(EnergyModel, model)
     spec = potential.spec
-    size = chunk_size(spec)
+    size = chunk_size(spec) if TorchVersion(torch.__version__) >= LOOPS_SINCE else None
     taken = own_sizes(model) | {2, 3, 9, len(spec.type_map), spec.dim_fparam, spec.dim_aparam, spec.dim_chg_spin, size or 1}
     sizes = sample_sizes(taken)
     with without_gradients(model), quiet_torch():
