@@ -137,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", nargs=2, metavar=("PATHS", "THREADS"), help=argparse.SUPPRESS)
     parser.add_argument("--peer", help="python of an environment with deepmd-kit 3.2; without it, carryall alone")
+    parser.add_argument("--layers", type=int, nargs="*", default=LAYERS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "package.md")
     arguments = parser.parse_args()
@@ -159,7 +160,7 @@ def report(arguments: argparse.Namespace, folder: Path) -> str:
     from carryall.package.serialization import deserialize_to_file
 
     threads, made, speed = arguments.threads, [], []
-    for layers in LAYERS:
+    for layers in arguments.layers:
         source = folder / f"attention{layers}.dp"
         if arguments.peer:
             run(PEER_MAKE, arguments.peer, threads, source=source, layers=layers)

@@ -30,7 +30,7 @@ def dpa1_pte(dpa1: DPA1, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dpa1_pt2(dpa1: DPA1, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model compiled, the only compilation of the suite: mark the tests that use it with `compile`."""
+    """The same model compiled, once for the whole suite: mark the tests that use it with `compile`."""
     # workers of one run share the folder above their own
     shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else tmp_path_factory.getbasetemp()
     path = shared / "compiled" / "dpa1.pt2"

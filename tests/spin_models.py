@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from carryall.data import AtomicData
 from carryall.graph import NeighborGraph, PotentialSpec
+from carryall.graph.neighbor_graph import local_index
 from carryall.models import DPA1, DescriptorConfig, FittingConfig
+from carryall.models.registry import register
 from carryall.models.spin import SpinModel, virtual_type_map
 from structures import CUTOFF
 
@@ -73,11 +75,24 @@ class ChargedSprings(nn.Module):
     def forward(self, graph: NeighborGraph, edge_vec: Tensor) -> Tensor:
         """(n_local,) energies."""
         assert graph.charge_spin is not None
-        local = graph.system.index_select(0, torch.arange(graph.n_local))
+        local = graph.system.index_select(0, local_index(graph))
         strength = graph.charge_spin[:, 0] + graph.charge_spin[:, 1].square()
         terms = torch.where(graph.edge_mask, edge_vec.square().sum(1), 0.0)
         energy = edge_vec.new_zeros(graph.n_local).index_add(0, graph.edge_center, 0.5 * terms)
         energy = energy * strength.index_select(0, local)
         if graph.spin is not None and self.spin:
-            energy = energy + graph.spin.square().sum(1)[: graph.n_local]
+            energy = energy + graph.spin.square().sum(1).index_select(0, local_index(graph))
         return energy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its source dict."""
+        return {"type": "charged_springs", "default": None if self.default is None else list(self.default), "spin": self.spin}
+
+    @classmethod
+    def from_dict(cls, source: dict[str, Any]) -> ChargedSprings:
+        """The model of a source dict."""
+        default = source["default"]
+        return cls(None if default is None else tuple(default), source["spin"])
+
+
+register("charged_springs", ChargedSprings)

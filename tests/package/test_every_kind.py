@@ -17,18 +17,23 @@ import torch
 from torch import nn
 
 from carryall import load, pack
+from carryall.graph import NeighborGraph, PotentialSpec
 from carryall.models import EagerPotential
 from carryall.models.registry import READERS, model_from_source, model_to_source
 from carryall.package.arrays import from_json, to_json
-from carryall.package.check import check_graphs, deviation
+from carryall.package.check import check_graphs, deviation, with_parameters
+from carryall.package.load import edge_places
 from carryall.package.manifest import MANIFEST, METADATA, MODEL, SCRIPT
 from carryall.package.metadata import Metadata, json_schema
+from carryall.package.program import load_program
+from carryall.package.run import EDGE_OUTPUTS, PackedPotential
 from carryall.package.serialization import deserialize_to_file, serialize_from_file
+from carryall.package.signature import to_inputs
 from carryall.package.trace import LARGEST, trace
 from combined_models import small_bridged, small_sum, small_table, small_zbl
 from message_passing import small_message_passing
-from spin_models import small_spin
-from structures import small_alloy, small_dpa1, small_lj
+from spin_models import ChargedSprings, small_spin
+from structures import add_ghosts, small_alloy, small_dpa1, small_lj
 
 SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "standard": lambda: small_dpa1(attn_layer=1, numb_fparam=2, numb_aparam=1),
@@ -40,6 +45,7 @@ SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "sutton_chen": small_alloy,
     "spin_ener": small_spin,
     "message_passing": small_message_passing,  # of the examples, registered as a user would
+    "charged_springs": lambda: ChargedSprings((0.5, 1.0), spin=True),
 }
 ALIASES = {"linear_ener": "linear"}
 OF_OTHER_TESTS = {"tangled"}
@@ -105,6 +111,48 @@ def test_the_program_is_the_model_on_graphs_that_the_trace_never_saw(model: nn.M
     assert packed.spec == eager.spec
     worst, where = deviation(packed, eager, check_graphs(packed.spec))
     assert worst <= 1e-12, where
+
+
+def test_a_part_of_the_program_gives_a_part_of_its_outputs(model: nn.Module, pte: Path) -> None:
+    packed = load(pte)
+    assert isinstance(packed, PackedPotential)
+    if packed.spec.message_passing:
+        pytest.skip("is evaluated whole")
+    program = load_program(pte)
+    part = program.giving(edge_places(packed.facts))
+    assert 0 < len(part.steps) < len(program.steps)
+    for graph in check_graphs(packed.spec):
+        inputs = to_inputs(graph, packed.spec)
+        whole = dict(zip(packed.facts.output_keys, program(*inputs), strict=True))
+        expected = [whole[name] for name in EDGE_OUTPUTS if name in whole]
+        assert all(torch.equal(a, b) for a, b in zip(part(*inputs), expected, strict=True))
+
+
+def test_the_program_takes_sizes_that_happen_to_be_equal_and_none(model: nn.Module, pte: Path) -> None:
+    packed, eager = load(pte), EagerPotential(model)  # type: ignore[arg-type]
+    for graph in odd_graphs(eager.spec):
+        worst, where = deviation(packed, eager, [graph])
+        assert worst <= 1e-12, where
+
+
+def odd_graphs(spec: PotentialSpec) -> list[NeighborGraph]:
+    """As many ghosts as local atoms; atoms as systems; nothing but ghosts; nothing; more rank than anybody needs."""
+    whole = check_graphs(spec)[1]
+    generator = torch.Generator().manual_seed(1)
+    n = whole.n_atoms
+    alone = whole.replace(
+        edge_center=whole.edge_center[:0], edge_neighbor=whole.edge_neighbor[:0], edge_shift=whole.edge_shift[:0],
+        edge_mask=whole.edge_mask[:0], ptr=torch.zeros_like(whole.ptr),
+    )  # fmt: skip
+    apart = alone.replace(system=torch.arange(n), cell=whole.cell.expand(n, 3, 3).contiguous())
+    nothing = alone.replace(
+        positions=alone.positions[:0], atom_types=alone.atom_types[:0], system=alone.system[:0], ptr=alone.ptr[:1]
+    )
+    graphs = [add_ghosts(check_graphs(spec)[0]), apart, nothing, whole.replace(rank=torch.arange(n + 5))]
+    if not spec.message_passing:  # ghosts of nobody
+        even = {name: getattr(alone, name)[:6] for name in ("positions", "atom_types", "system")}
+        graphs += [alone.replace(ptr=alone.ptr[:1]), alone.replace(**even, ptr=alone.ptr[:4])]
+    return [with_parameters(graph, spec, generator) for graph in graphs]
 
 
 def test_nothing_is_specialised(model: nn.Module) -> None:

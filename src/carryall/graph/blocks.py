@@ -20,6 +20,7 @@ from carryall.graph.segments import segment_sum
 
 CHUNK = 4096  # centres whose edge terms are summed together, at least
 CHUNKS = 64  # that a system has at most, since each adds into all atoms
+EAGER_FACTOR = 2  # larger blocks where operations run one by one, since each takes its time to start
 GPU_FACTOR = 512  # a GPU holds and wants more than a CPU's cache
 
 EdgeCall = Callable[[NeighborGraph], tuple[Tensor, Tensor, Tensor | None]]

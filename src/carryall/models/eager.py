@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carryall.graph.blocks import evaluate_in_blocks
+from carryall.graph.blocks import EAGER_FACTOR, evaluate_in_blocks
 from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors
 from carryall.graph.potential import PotentialSpec, with_defaults
 from carryall.models.derivatives import EnergyModel, energy_and_gradient, evaluate_model
-
-EAGER_FACTOR = 2  # larger blocks than compiled code's, since each operation takes its time to start
 
 
 @dataclass(frozen=True)

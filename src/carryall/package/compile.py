@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -54,7 +55,8 @@ def code_for(level: str) -> Iterator[None]:
 
     wide, wider = cpu_vec_isa.VecAVX2(), cpu_vec_isa.VecAVX512()
     vectors: dict[str, list[Any]] = {LEVELS[0]: [], LEVELS[1]: [wide], LEVELS[2]: [wider, wide]}
-    usable = [isa for isa in vectors[level] if isa]  # an instruction set is false where a test program of it does not run
+    # an instruction set is false where a test program of it does not run, which takes seconds to find out
+    usable = list(itertools.islice((isa for isa in vectors[level] if isa), 1))
     flags_of = cpp_builder._get_optimization_cflags
 
     def flags(*arguments: Any, **options: Any) -> tuple[list[str], list[str]]:

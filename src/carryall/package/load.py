@@ -17,7 +17,7 @@ from carryall.package.cpu import level_misfit
 from carryall.package.manifest import Packed, open_packed, verified_copy
 from carryall.package.metadata import Metadata, check_program, read_metadata
 from carryall.package.program import load_program
-from carryall.package.run import PackedPotential, Run
+from carryall.package.run import EDGE_OUTPUTS, PackedPotential, Run
 
 TRUSTED_KEYS = "CARRYALL_TRUSTED_KEYS"
 OLDEST, NEWEST = (2, 11), (2, 13)
@@ -55,10 +55,21 @@ def load_packed(
             # the ops that the program calls
             import carryall.exchange.ops  # noqa: F401
         if facts.kind == "pte":
-            return PackedPotential(path, facts, where, _portable(packed, device))
+            return PackedPotential(path, facts, where, *_portable(packed, device, edge_places(facts)))
         if reason := misfit(facts, where):
             raise UnfitError(_unfit(path, reason))
-        return PackedPotential(path, facts, where, _compiled(packed, where))
+        run, places = _compiled(packed, where), edge_places(facts)
+
+        def run_edges(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+            out = run(inputs)
+            return [out[place] for place in places]
+
+        return PackedPotential(path, facts, where, run, run_edges)
+
+
+def edge_places(facts: Metadata) -> list[int]:
+    """Where EDGE_OUTPUTS are among the outputs of the program, as far as it has them."""
+    return [facts.output_keys.index(name) for name in EDGE_OUTPUTS if name in facts.output_keys]
 
 
 def _check_options(path: Path, facts: Metadata, dtype: str | None, neighbor_graph_method: str | None) -> None:
@@ -109,13 +120,10 @@ def _compiled(packed: Packed, where: torch.device) -> Run:
     return lambda inputs: loader.run(list(inputs))
 
 
-def _portable(packed: Packed, device: str) -> Run:
-    module = load_program(packed, device)
-
-    def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return module(*inputs)
-
-    return run
+def _portable(packed: Packed, device: str, places: list[int]) -> tuple[Run, Run]:
+    whole = load_program(packed, device)
+    edges = whole.giving(places)
+    return lambda inputs: whole(*inputs), lambda inputs: edges(*inputs)
 
 
 def _unfit(path: Path, reason: str) -> str:

@@ -49,6 +49,18 @@ class Program(nn.Module):
         self.n_weights, self.n_values = len(weights), n_values
         self.checks, self.steps, self.outputs = inputs, steps, outputs
 
+    def giving(self, places: Sequence[int]) -> Program:
+        """The same program for some of its outputs only, without the calls that these do not need; weights are shared."""
+        weights = [getattr(self, f"weight_{index}") for index in range(self.n_weights)]
+        outputs = [self.outputs[place] for place in places]
+        needed, steps = {one.slot for one in outputs}, []
+        for step in reversed(self.steps):
+            if step.serves(needed):
+                needed |= {ref.slot for ref in step.refs()}
+                steps.append(step)
+        keep = {one.slot for one in outputs} | set(range(self.n_weights + len(self.checks.names)))
+        return Program(self.where, weights, self.checks, free_early(steps[::-1], keep), outputs, self.n_values)
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs of the program; InputError when the inputs do not fit it, or when one of its operations fails."""
         try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from carryall.errors import InputError
-from carryall.graph.blocks import evaluate_in_blocks
+from carryall.graph.blocks import EAGER_FACTOR, evaluate_in_blocks
 from carryall.graph.edge_terms import AtomicVirial, per_atom
 from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors
 from carryall.graph.potential import PotentialSpec, with_defaults
@@ -21,6 +21,9 @@ from carryall.package.signature import EXCHANGE, to_inputs
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """The program: tensors in the order of input_keys to tensors in the order of output_keys."""
+
+EDGE_OUTPUTS = ("atomic_energy", "edge_gradient", "magnetic_forces")
+"""What the evaluation by blocks needs."""
 
 Prepare = Callable[[NeighborGraph], NeighborGraph]
 
@@ -33,6 +36,8 @@ class PackedPotential:
     facts: Metadata = field(repr=False)
     device: torch.device
     _run: Run = field(repr=False)
+    _run_edges: Run = field(repr=False)
+    """The same for EDGE_OUTPUTS alone, in their order, as far as the program has them."""
 
     @cached_property
     def spec(self) -> PotentialSpec:
@@ -46,7 +51,7 @@ class PackedPotential:
             if self.spec.block_edges is None:
                 out = self.evaluate_whole(here, atomic_virial)
             else:
-                out = evaluate_in_blocks(self._edge_call, here, self.spec.block_edges, atomic_virial=atomic_virial)
+                out = evaluate_in_blocks(self._edge_call, here, self._block_edges, atomic_virial=atomic_virial)
         return {name: value.to(graph.device) for name, value in out.items()}
 
     def evaluate_whole(self, graph: NeighborGraph, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
@@ -86,10 +91,14 @@ class PackedPotential:
 
         return open_exchange(graph, prepare)
 
+    @property
+    def _block_edges(self) -> int:
+        assert self.spec.block_edges is not None
+        return self.spec.block_edges * (EAGER_FACTOR if self.facts.kind == "pte" else 1)
+
     def _edge_call(self, part: NeighborGraph) -> tuple[Tensor, Tensor, Tensor | None]:
-        out = self._outputs(part)
-        magnetic = out.get("magnetic_forces")
-        return out["atomic_energy"], out["edge_gradient"], None if magnetic is None else -magnetic
+        energy, gradient, *magnetic = self._run_edges(to_inputs(part, self.spec))
+        return energy, gradient, -magnetic[0] if magnetic else None
 
 
 def _check_types(graph: NeighborGraph, spec: PotentialSpec) -> None:

@@ -55,6 +55,11 @@ class Step:
         """All values that it takes or makes."""
         yield from _refs([*self.args, *self.kwargs.values(), self.out])
 
+    def serves(self, slots: set[int]) -> bool:
+        """Whether it makes one of these values, or changes what it takes."""
+        mutable: bool = getattr(getattr(self.function, "_schema", None), "is_mutable", False)
+        return mutable or any(ref.slot in slots for ref in _refs(self.out))
+
     def freeing(self, slots: tuple[int, ...]) -> Step:
         """The same call, which forgets these values."""
         return replace(self, free=slots)
