@@ -23,6 +23,7 @@ docs: $(VENV)/docs.stamp          ## the documentation as a site, in site/
 bench: $(VENV)/demo.stamp         ## benchmark tables, see benchmarks/; PEER=python of an environment with deepmd-kit compares with it
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/dpa1.py $(if $(PEER),--peer $(PEER))
+	$(BIN)/python benchmarks/package.py $(if $(PEER),--peer $(PEER))
 
 clean:
 	rm -rf $(VENV) build dist site demo
