@@ -11,8 +11,7 @@ with the system but for the edges themselves, and ghosts cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -31,7 +30,7 @@ from carryall.graph.potential import PotentialSpec
 from carryall.graph.segments import segment_sum
 from carryall.models.derivatives import EnergyModel, energy_and_gradient
 from carryall.package.load import quiet_torch
-from carryall.package.trace import LARGEST, Sizes, own_sizes, sample_sizes
+from carryall.package.trace import LARGEST, Sizes, own_sizes, sample_sizes, without_gradients
 
 GRAPH_INPUTS = (
     "atype",
@@ -333,16 +332,3 @@ def dynamic_shapes(spec: PotentialSpec) -> tuple[dict[int, object], ...]:
     rows = {name: Dim(f"{name}_size", min=2, max=LARGEST) for name in ("destination_row_ptr", "source_row_ptr")}
     of = {"atype": nodes, "aparam": nodes, "n_node": frames, "n_local": frames, "fparam": frames, "charge_spin": frames}
     return tuple({1: edges} if name == "edge_index" else {0: of.get(name, rows.get(name, edges))} for name in input_names(spec))
-
-
-@contextmanager
-def without_gradients(model: nn.Module) -> Iterator[None]:
-    """No gradient for parameters while this lasts."""
-    wanted = [p.requires_grad for p in model.parameters()]
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in zip(model.parameters(), wanted, strict=True):
-            parameter.requires_grad_(flag)

@@ -7,6 +7,8 @@ for the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -50,17 +52,23 @@ class Program(nn.Module):
 
 def trace(model: nn.Module, device: str = "cpu") -> ExportedProgram:
     """The program of a model; its parameters are constants of it."""
+    spec = cast(EnergyModel, model).spec
+    sample = to_inputs(sample_graph(spec, own_sizes(model), device), spec)
+    dims = {axis: Dim(f"{axis}_size", min=0, max=LARGEST) for axis in dict.fromkeys(AXES.values())}
+    shapes = tuple({0: dims[AXES[name]]} if name in AXES else {} for name in input_names(spec))
+    with without_gradients(model), quiet_torch():
+        flat = make_fx(Program(cast(EnergyModel, model)), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*sample)
+        return without_origins(torch.export.export(flat, sample, dynamic_shapes=shapes, strict=False))
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """No gradient for parameters while this lasts."""
     wanted = [p.requires_grad for p in model.parameters()]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     try:
-        spec = cast(EnergyModel, model).spec
-        sample = to_inputs(sample_graph(spec, own_sizes(model), device), spec)
-        dims = {axis: Dim(f"{axis}_size", min=0, max=LARGEST) for axis in dict.fromkeys(AXES.values())}
-        shapes = tuple({0: dims[AXES[name]]} if name in AXES else {} for name in input_names(spec))
-        with quiet_torch():
-            flat = make_fx(Program(cast(EnergyModel, model)), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*sample)
-            return without_origins(torch.export.export(flat, sample, dynamic_shapes=shapes, strict=False))
+        yield
     finally:
         for parameter, flag in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)
