@@ -31,7 +31,7 @@ def load(
     `dtype` casts what is run from source; a packed file keeps the one it was packed in. So with `neighbor_graph_method`:
     "graph" (every neighbour, no padding) or "legacy" (DeePMD's padded lists, see docs/deepmd.md); a DeePMD model for which it
     matters says so in a SemanticsWarning. `rebuild`: a `.pt2` whose compiled part does not fit this machine (another CPU,
-    device, torch, or another program's file) is compiled from its source into a cache. `trusted_keys`: files with public keys,
+    device or torch) is compiled from its source into a cache. `trusted_keys`: files with public keys,
     one of which has to have signed a packed file; those of `$CARRYALL_TRUSTED_KEYS` (separated by commas) when None. The
     built-in `water` is compiled into the cache on first use; `notify` hears of it, of running it uncompiled where there is no
     C++ compiler, and of what would be a warning.
