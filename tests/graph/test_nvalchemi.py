@@ -34,7 +34,7 @@ def both(items: list[AtomicData], cutoff: float, device: str, monkeypatch: pytes
     """vesin's graph and the other one, which on the CPU only a test asks for."""
     expected = build_graph(*arguments(items), cutoff)
     with monkeypatch.context() as patch:
-        patch.setattr(search, "_search_each", search._search_on_gpu)
+        patch.setattr(search, "_search_each", search.search_on_gpu)
         return expected, build_graph(*arguments(items, device), cutoff).to("cpu")
 
 
@@ -89,7 +89,7 @@ class TestWithThePackage:
         self, positions: list[list[float]], cell: np.ndarray, message: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         good = AtomicData([[0.0, 0, 0], [1, 1, 1]], [1, 1], np.eye(3) * 5.0)
-        monkeypatch.setattr(search, "_search_each", search._search_on_gpu)
+        monkeypatch.setattr(search, "_search_each", search.search_on_gpu)
         xyz, _, _, cells, pbc = arguments([good, good])
         xyz = torch.cat([xyz[:2], torch.tensor(positions, dtype=torch.float64)])
         system = torch.tensor([0, 0] + [1] * len(positions))
@@ -98,7 +98,7 @@ class TestWithThePackage:
             build_graph(xyz, torch.zeros(len(xyz), dtype=torch.int64), system, cells, pbc, 3.0)
 
     def test_no_systems(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(search, "_search_each", search._search_on_gpu)
+        monkeypatch.setattr(search, "_search_each", search.search_on_gpu)
         empty = Batch.from_data_list([AtomicData([[0.0, 0, 0]], [1])]).index_select([])
         assert graph_from_batch(empty, CUTOFF, ["H"]).n_edges == 0
 

@@ -65,9 +65,9 @@ def test_small_moves_and_small_strains_reuse_the_list() -> None:
             torch.randn(batch.n_atoms, 3, generator=generator, dtype=torch.float64), dim=1
         )
         assert_fresh(skin, moved(batch, 0.24 * direction))
-    assert skin.n_searches == 1
-    assert_fresh(skin, moved(batch, torch.full((batch.n_atoms, 3), 0.5)))  # together, but the list does not know
     assert skin.n_searches == 2
+    assert_fresh(skin, moved(batch, torch.full((batch.n_atoms, 3), 0.5)))  # together, but the list does not know
+    assert skin.n_searches == 4
 
 
 def test_two_atoms_that_approach_each_other_use_the_skin_twice() -> None:

@@ -13,7 +13,7 @@ from carryall.data import AtomicData, Batch
 from carryall.dynamics import NVE
 from carryall.errors import InputError
 from carryall.graph import edge_vectors, graph_from_structures
-from carryall.graph.neighbor_search import SkinNeighborList
+from carryall.graph.skin import SkinNeighborList
 from carryall.models import DPA1, DescriptorConfig, EagerPotential, FittingConfig
 from structures import CUTOFF, structure
 

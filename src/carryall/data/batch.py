@@ -32,12 +32,11 @@ class Batch:
     _columns: Columns
     _capacity: dict[str, int]
     _cache: dict[str, Tensor]
+    _shown: dict[str, tuple[Tensor, dict[str, Tensor], str]]
 
     def __init__(self, columns: Columns, capacity: dict[str, int] | None = None) -> None:
         """For the package's own use; see `from_data_list` and `empty`."""
-        self._columns = columns
-        self._capacity = capacity or {level: columns.rows(level) for level in LEVELS}
-        self._cache = {}
+        self._use(columns, capacity)
 
     @classmethod
     def from_data_list(cls, structures: Sequence[AtomicData], fill: Fill | None = None) -> Batch:
@@ -73,6 +72,21 @@ class Batch:
         """A batch without systems, with the keys and the capacity of this one."""
         return Batch.empty(self._capacity["system"], self._capacity["atom"], self._capacity["edge"], like=self)
 
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Batch, Index | None]], fill: Fill | None = None) -> Batch:
+        """A batch of the systems of several batches, in order: `index` as in `index_select`, None for all.
+
+        The same as selecting and appending, with one copy of each key fewer; no part is changed. Differing keys as in
+        `from_data_list`.
+        """
+        if not parts:
+            raise InputError("no parts: a batch is joined from at least one")
+        held = [
+            batch._held() if index is None else levels.select(batch._held(), levels.system_index(index, batch.n_systems))
+            for batch, index in parts
+        ]
+        return cls(levels.join(held, fill))
+
     # -- what is held
 
     @property
@@ -83,12 +97,12 @@ class Batch:
     @property
     def n_atoms(self) -> int:
         """Atoms held, all systems together."""
-        return self._columns.rows("atom")
+        return self._columns.sizes["atom"]
 
     @property
     def n_edges(self) -> int:
         """Edges held, all systems together."""
-        return self._columns.rows("edge")
+        return self._columns.sizes["edge"]
 
     @property
     def capacity(self) -> dict[str, int]:
@@ -98,7 +112,7 @@ class Batch:
     @property
     def device(self) -> torch.device:
         """Where the tensors live."""
-        return self._columns.values["atom"]["positions"].device
+        return self.get("positions").device
 
     @property
     def info(self) -> list[dict[str, Any]]:
@@ -118,22 +132,26 @@ class Batch:
     @property
     def ptr(self) -> Tensor:
         """(n_systems + 1,) int64; the atoms of system i are the rows ptr[i]:ptr[i + 1]."""
-        return self._cached("ptr")
+        cache = self._cache
+        return cache["ptr"] if "ptr" in cache else self._counted("ptr")
 
     @property
     def edge_ptr(self) -> Tensor:
         """(n_systems + 1,) int64; the edges of system i are the rows edge_ptr[i]:edge_ptr[i + 1]."""
-        return self._cached("edge_ptr")
+        cache = self._cache
+        return cache["edge_ptr"] if "edge_ptr" in cache else self._counted("edge_ptr")
 
     @property
     def system(self) -> Tensor:
         """(n_atoms,) int64, which system an atom belongs to."""
-        return self._cached("system")
+        cache = self._cache
+        return cache["system"] if "system" in cache else self._counted("system")
 
     @property
     def edge_system(self) -> Tensor:
         """(n_edges,) int64, which system an edge belongs to."""
-        return self._cached("edge_system")
+        cache = self._cache
+        return cache["edge_system"] if "edge_system" in cache else self._counted("edge_system")
 
     @property
     def volume(self) -> Tensor:
@@ -157,12 +175,18 @@ class Batch:
 
     def get(self, key: str) -> Tensor:
         """The tensor of a key: (rows of its level, ...), the batch's own memory."""
-        level = self.level_of(key)
-        value, rows = self._columns.values[level][key], self._columns.rows(level)
-        return value if len(value) == rows else value[:rows]
+        found = self._shown.get(key)
+        return found[0] if found is not None else self._show(key)
 
     def set(self, key: str, value: Any, level: str | None = None) -> None:
         """Give a key its tensor, one row per system, atom or edge; a key that is new and no standard field needs `level`."""
+        shown = self._shown.get(key)
+        if shown is not None and type(value) is Tensor and (level is None or level == shown[2]):
+            # The step's hot path: a key that is there, in a batch without spare room, gets a tensor of the same kind.
+            old, table, _ = shown
+            if table[key] is old and value.dtype is old.dtype and value.shape == old.shape and value.device == old.device:
+                self._put_shown(key, value, table, shown[2])
+                return
         known = self._columns.level_of(key) or (FIELDS[key].level if key in FIELDS else None)
         if known is None and level not in LEVELS:
             raise InputError(f"{key!r} is a new key: say its level, one of {', '.join(LEVELS)}, got {level!r}")
@@ -179,15 +203,17 @@ class Batch:
             room[:rows] = tensor
             tensor = room
         self._columns.values[level][key] = tensor
+        self._forget(key)
 
     def remove(self, key: str) -> None:
         """Drop a key."""
         if key in ("positions", "atomic_numbers", "cell", "pbc"):
             raise InputError(f"{key!r} cannot be removed: every system has it")
         del self._columns.values[self.level_of(key)][key]
+        self._forget(key)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._columns.level_of(key) is not None
+        return isinstance(key, str) and (key in self._shown or self._columns.level_of(key) is not None)
 
     def __getattr__(self, name: str) -> Tensor:
         if name.startswith("_"):
@@ -198,14 +224,22 @@ class Batch:
             raise AttributeError(str(error)) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
+        if name[:1] == "_":
             object.__setattr__(self, name, value)
+        elif name in self.__dict__:
+            self.set(name, value)
         elif hasattr(type(self), name):
             raise AttributeError(f"batch.{name} follows from the batch's structures and cannot be set")
         elif name in self or name in FIELDS:
             self.set(name, value)
         else:
             raise AttributeError(f"{name!r} is a new key: use batch.set({name!r}, tensor, level=...)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"columns": self._columns, "capacity": self._capacity}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._use(state["columns"], state["capacity"])
 
     def __repr__(self) -> str:
         spare = "" if not self._has_spare() else f", capacity={self._capacity}"
@@ -234,8 +268,7 @@ class Batch:
 
     def append(self, other: Batch, fill: Fill | None = None) -> Batch:
         """Add the systems of `other` at the end, in place; spare capacity is dropped. Differing keys as in `from_data_list`."""
-        joined = levels.join([self._held(), other._held()], fill)
-        self._columns, self._capacity, self._cache = joined, {level: joined.rows(level) for level in LEVELS}, {}
+        self._use(levels.join([self._held(), other._held()], fill))
         return self
 
     def put(self, other: Batch, mask: Tensor | np.ndarray | Sequence[bool] | None = None, fill: Fill | None = None) -> Tensor:
@@ -262,13 +295,13 @@ class Batch:
         for store, piece, level in pieces:
             store[used[level] : used[level] + len(piece)] = piece.to(store.device)
         columns = self._columns
-        self._columns = Columns(
+        longer = Columns(
             np.concatenate([columns.atom_counts, source.atom_counts]),
             np.concatenate([columns.edge_counts, source.edge_counts]),
             columns.values,
             columns.info + source.info,
         )
-        self._cache = {}
+        self._use(longer, self._capacity)
         copied = torch.zeros(other.n_systems, dtype=torch.bool)
         copied[torch.from_numpy(chosen)] = True
         return copied.to(other.device)
@@ -276,14 +309,14 @@ class Batch:
     def trim(self) -> Batch:
         """Drop unused capacity, in place."""
         held = self._held()
-        held.values = {level: {key: value.clone() for key, value in table.items()} for level, table in held.values.items()}
-        self._columns, self._capacity, self._cache = held, {level: held.rows(level) for level in LEVELS}, {}
+        values = {level: {key: value.clone() for key, value in table.items()} for level, table in held.values.items()}
+        self._use(Columns(held.atom_counts, held.edge_counts, values, held.info))
         return self
 
     def zero(self) -> Batch:
         """Forget all systems, in place; keys and capacity stay."""
         none = np.zeros(0, dtype=np.int64)
-        self._columns, self._cache = Columns(none, none, self._columns.values, []), {}
+        self._use(Columns(none, none, self._columns.values, []), self._capacity)
         return self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
@@ -296,6 +329,36 @@ class Batch:
 
     # -- inside
 
+    def _use(self, columns: Columns, capacity: dict[str, int] | None = None) -> None:
+        """Hold these columns, and forget what was derived from those before."""
+        attributes = self.__dict__
+        for key in attributes.get("_shown", ()):
+            if key[:1] != "_":
+                attributes.pop(key, None)
+        attributes["_columns"] = columns
+        attributes["_capacity"] = capacity or dict(columns.sizes)
+        attributes["_cache"], attributes["_shown"] = {}, {}
+
+    def _show(self, key: str) -> Tensor:
+        """The held rows of a key; remembered, also as a plain attribute where no method has the name: a step asks often."""
+        level = self.level_of(key)
+        table, rows = self._columns.values[level], self._columns.sizes[level]
+        value = table[key] if len(table[key]) == rows else table[key][:rows]
+        self._shown[key] = (value, table, level)
+        if key[:1] != "_" and not hasattr(type(self), key):
+            self.__dict__[key] = value
+        return value
+
+    def _put_shown(self, key: str, value: Tensor, table: dict[str, Tensor], level: str) -> None:
+        table[key] = value
+        self._shown[key] = (value, table, level)
+        if key[:1] != "_" and key in self.__dict__:
+            self.__dict__[key] = value
+
+    def _forget(self, key: str) -> None:
+        if self._shown.pop(key, None) is not None and key[:1] != "_":
+            self.__dict__.pop(key, None)
+
     def _map(self, function: Any) -> Batch:
         columns = self._columns
         values = {level: {key: function(value) for key, value in table.items()} for level, table in columns.values.items()}
@@ -307,6 +370,8 @@ class Batch:
 
     def _held(self) -> Columns:
         columns = self._columns
+        if not self._has_spare():
+            return columns
         values = {level: {key: self.get(key) for key in table} for level, table in columns.values.items()}
         return Columns(columns.atom_counts, columns.edge_counts, values, columns.info)
 
@@ -330,14 +395,13 @@ class Batch:
                 names = ", ".join(map(repr, missing))
                 raise InputError(f"the systems to put lack {level} keys {names}: set them, or pass fill={{key: value}}")
 
-    def _cached(self, name: str) -> Tensor:
-        if name not in self._cache:
-            counts = self._columns.edge_counts if name.startswith("edge") else self._columns.atom_counts
-            if name.endswith("ptr"):
-                array = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
-            else:
-                array = np.repeat(np.arange(self.n_systems, dtype=np.int64), counts)
-            self._cache[name] = torch.from_numpy(array).to(self.device)
+    def _counted(self, name: str) -> Tensor:
+        counts = self._columns.edge_counts if name.startswith("edge") else self._columns.atom_counts
+        if name.endswith("ptr"):
+            array = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+        else:
+            array = np.repeat(np.arange(self.n_systems, dtype=np.int64), counts)
+        self._cache[name] = torch.from_numpy(array).to(self.device)
         return self._cache[name]
 
 

@@ -48,11 +48,19 @@ class Frame:
 def read_extxyz(path: str | Path, index: int | slice | None = None, keys: LabelKeys | None = None) -> list[AtomicData]:
     """The frames of a file (.gz too), all of them or those of `index`; errors name file, frame and line."""
     path, keys = Path(path), keys or LabelKeys()
-    with _open(path, "rt") as handle:
-        frames = list(_frames(handle, path))
-    if not frames:
-        raise InputError(f"{path}: the file holds no frame")
+    frames = list(iter_frames(path))
     return [parse_frame(frame, path, keys) for frame in (frames if index is None else select_frames(frames, index, path))]
+
+
+def iter_frames(path: str | Path) -> Iterator[Frame]:
+    """The frames of a file (.gz too) as text, one after the other, for `parse_frame`; InputError for a file without any."""
+    path, empty = Path(path), True
+    with _open(path, "rt") as handle:
+        for frame in _frames(handle, path):
+            empty = False
+            yield frame
+    if empty:
+        raise InputError(f"{path}: the file holds no frame")
 
 
 def select_frames(frames: Sequence[Any], index: int | slice, path: Path) -> Sequence[Any]:

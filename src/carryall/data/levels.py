@@ -7,7 +7,7 @@ has is known on the host, so that joining and selecting wait for no device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,11 +34,18 @@ class Columns:
     """level -> key -> (rows of that level, ...); index keys count atoms from the first system's first atom."""
     info: list[dict[str, Any]]
     """One dict a system."""
+    n_systems: int = field(init=False)
+    """Number of systems."""
+    sizes: dict[str, int] = field(init=False)
+    """level -> rows of all systems together; kept, because counting again would be most of the price of asking."""
 
-    @property
-    def n_systems(self) -> int:
-        """Number of systems."""
-        return len(self.atom_counts)
+    def __post_init__(self) -> None:
+        self.n_systems = len(self.atom_counts)
+        self.sizes = {
+            "system": self.n_systems,
+            "atom": int(self.atom_counts.sum()),
+            "edge": int(self.edge_counts.sum()),
+        }
 
     def counts(self, level: str) -> np.ndarray:
         """(n_systems,) rows of each system."""
@@ -48,7 +55,7 @@ class Columns:
 
     def rows(self, level: str) -> int:
         """Rows of all systems together."""
-        return int(self.counts(level).sum())
+        return self.sizes[level]
 
     def level_of(self, key: str) -> str | None:
         """Level of a key, None when there is no such key."""
@@ -58,12 +65,12 @@ class Columns:
 def from_data(data: AtomicData) -> Columns:
     """One structure as a table of one system; a missing cell becomes zeros."""
     values: dict[str, dict[str, Tensor]] = {level: {} for level in LEVELS}
-    for key, field in FIELDS.items():
+    for key, standard in FIELDS.items():
         value = getattr(data, key)
         if key == "cell" and value is None:
             value = data.positions.new_zeros(3, 3)
         if value is not None:
-            values[field.level][key] = value[None] if field.level == "system" else value
+            values[standard.level][key] = value[None] if standard.level == "system" else value
     for level, name in OF_EXTRAS.items():
         for key, value in getattr(data, name).items():
             values[level][key] = value[None] if level == "system" else value
@@ -102,15 +109,20 @@ def join(parts: Sequence[Columns], fill: Fill | None = None) -> Columns:
     `fill` may name standard keys that nobody has. Dtypes of one kind widen (float32 with float64), kinds do not mix.
     """
     fill = dict(fill or {})
-    levels = _key_levels(parts, fill)
-    _check_missing(parts, levels, fill)
-    offsets = _starts(np.array([int(part.atom_counts.sum()) for part in parts], dtype=np.int64))
+    same = not fill and _have_same_keys(parts)
+    levels = {key: level for level in LEVELS for key in parts[0].values[level]} if same else _key_levels(parts, fill)
+    if not same:
+        _check_missing(parts, levels, fill)
+    offsets = _starts(np.array([part.sizes["atom"] for part in parts], dtype=np.int64)).tolist()
     values: dict[str, dict[str, Tensor]] = {level: {} for level in LEVELS}
     for key, level in levels.items():
-        pieces = _pieces(parts, key, level, fill)
-        if key in INDEX_KEYS:
-            pieces = [piece + int(offset) if offset else piece for piece, offset in zip(pieces, offsets, strict=True)]
-        values[level][key] = torch.cat(pieces)
+        joined = _quickly_joined(parts, key, level) if same and key not in INDEX_KEYS else None
+        if joined is None:
+            pieces = _pieces(parts, key, level, fill)
+            if key in INDEX_KEYS:
+                pieces = [piece + offset if offset else piece for piece, offset in zip(pieces, offsets, strict=True)]
+            joined = torch.cat(pieces)
+        values[level][key] = joined
     return Columns(
         np.concatenate([part.atom_counts for part in parts]),
         np.concatenate([part.edge_counts for part in parts]),
@@ -149,7 +161,10 @@ def system_index(index: Index, n_systems: int) -> np.ndarray:
         return np.flatnonzero(array).astype(np.int64)
     array = np.atleast_1d(array)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise InputError(f"index must be integers or a bool mask, one-dimensional; got {array.dtype} of shape {array.shape}")
+        shown = ", ".join(map(str, array.reshape(-1)[:8].tolist())) + (", ..." if array.size > 8 else "")
+        raise InputError(
+            f"index must be integers or a bool mask, one-dimensional; got {array.dtype} of shape {array.shape}: {shown}"
+        )
     array = array.astype(np.int64)
     outside = (array < -n_systems) | (array >= n_systems)
     if outside.any():
@@ -178,6 +193,24 @@ def filled(key: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, dev
         return converted.expand(shape).clone()
     except RuntimeError:
         raise InputError(f"fill[{key!r}] has shape {tuple(given.shape)}, expected a number or {shape[1:]}") from None
+
+
+def _have_same_keys(parts: Sequence[Columns]) -> bool:
+    first = parts[0].values
+    return all(part.values[level].keys() == first[level].keys() for part in parts[1:] for level in LEVELS)
+
+
+def _quickly_joined(parts: Sequence[Columns], key: str, level: str) -> Tensor | None:
+    """The concatenation where nothing has to be converted, filled or refused, else None."""
+    pieces = [part.values[level][key] for part in parts]
+    dtype, dim = pieces[0].dtype, pieces[0].dim()
+    # torch.cat widens dtypes of any kinds and skips empty tensors of any shape, so both are asked before.
+    if any(piece.dtype is not dtype or piece.dim() != dim for piece in pieces):
+        return None
+    try:
+        return torch.cat(pieces)
+    except RuntimeError:  # shapes or devices differ: the careful way says which
+        return None
 
 
 def _key_levels(parts: Sequence[Columns], fill: Fill) -> dict[str, str]:

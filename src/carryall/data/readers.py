@@ -38,7 +38,7 @@ def read_structures(
     keys = LabelKeys(energy_key, forces_key, stress_key)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder{_similar(path)}")
-    if format is not None or not (path.is_dir() or _is_extxyz(path)):
+    if format is not None or not (path.is_dir() or is_extxyz(path)):
         from carryall.data.ase import read_ase
 
         return read_ase(path, index, keys, format)
@@ -70,7 +70,7 @@ def write_structures(
         _write_folder(path, temporary, structures)
         return
     try:
-        if format is None and _is_extxyz(path):
+        if format is None and is_extxyz(path):
             write_extxyz(temporary, structures, prefix)
         else:
             from carryall.data.ase import write_ase
@@ -93,7 +93,8 @@ def _write_folder(path: Path, temporary: Path, structures: list[AtomicData]) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_extxyz(path: Path) -> bool:
+def is_extxyz(path: Path) -> bool:
+    """Whether the name is one of extended XYZ, plain or compressed."""
     return path.name.lower().endswith(EXTXYZ_SUFFIXES)
 
 

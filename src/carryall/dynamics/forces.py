@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
-from carryall.data.extra_inputs import FIELD, extra_inputs
-from carryall.dynamics.status import EVALUATED, OUTCOME, PREVIOUS_ENERGY, STATUS, Outcome, atom_rows, keep_frozen
+from carryall.data.extra_inputs import FIELD, LEVELS, extra_inputs
+from carryall.dynamics.status import PREVIOUS_ENERGY, SYSTEM_ID, atom_rows, keep_frozen
 from carryall.dynamics.thermo import mobile
-from carryall.errors import InputError
-from carryall.graph.neighbor_search import SkinNeighborList, neighbor_edges
 from carryall.graph.potential import Potential
+from carryall.graph.skin import SkinNeighborList, Systems, UnsearchableError
 
-COMPACT_BELOW = 0.8
-"""Finished systems leave the model call when running ones hold less than this part of its atoms: a new search costs too."""
 NOT_FINITE = "energy or forces are not finite"
 SYSTEM_OUTPUTS = ("energy", "virial")
 ATOM_OUTPUTS = ("forces", "magnetic_forces")
@@ -38,37 +34,32 @@ class Snapshot:
 
     def holds(self, *tensors: Tensor) -> bool:
         """Whether these are the same tensors, untouched; never true in inference mode, which keeps no count of changes."""
-        return all(
-            version >= 0
-            and new.data_ptr() == old.data_ptr()
-            and new.shape == old.shape
-            and not new.is_inference()
-            and new._version == version
-            for new, old, version in zip(tensors, self.tensors, self.versions, strict=True)
-        )
+        for new, old, version in zip(tensors, self.tensors, self.versions, strict=True):
+            if version < 0:
+                return False
+            if new is not old and (new.data_ptr() != old.data_ptr() or new.shape != old.shape or new.is_inference()):
+                return False
+            if new._version != version:
+                return False
+        return True
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The systems of one model call: the fields that a neighbour search reads, and where they are in the batch."""
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The systems of a model call and where they are in the batch."""
 
-    positions: Tensor
-    atomic_numbers: Tensor
-    system: Tensor
-    cell: Tensor
-    pbc: Tensor
+    of: Snapshot
+    """What the choice was made from."""
     systems: Tensor | None
     """(k,) int64 systems of the batch; None for all."""
     atoms: Tensor | None
     """(m,) int64 atoms of the batch; None for all."""
-    fparam: Tensor | None = None
-    aparam: Tensor | None = None
-    spins: Tensor | None = None
-    charge_spin: Tensor | None = None
+    fixed: dict[str, Tensor]
+    """The rows of them that no step changes, by the names of `Systems`."""
 
-    def system_of(self, index: int) -> int:
+    def index(self, system: int) -> int:
         """Index in the batch of a system of the call."""
-        return index if self.systems is None else int(self.systems[index])
+        return system if self.systems is None else int(self.systems[system])
 
 
 class ForceEvaluator:
@@ -77,9 +68,11 @@ class ForceEvaluator:
     def __init__(self, model: Potential, needs: Collection[str], owner: str, skin: float) -> None:
         self.model = model
         self.neighbors = SkinNeighborList(model.spec.cutoff, model.spec.type_map, skin)
+        self._direct = getattr(model, "evaluate_systems", None)
         self._needs, self._owner = sorted(needs), owner
         self._current: Snapshot | None = None
-        self._members: tuple[Snapshot, Tensor | None, Tensor | None] | None = None
+        self._members: Members | None = None
+        self._volume: tuple[Snapshot, Tensor] | None = None
 
     def is_current(self, batch: Batch) -> bool:
         """Whether energy and forces of the batch belong to its positions and cells."""
@@ -97,21 +90,21 @@ class ForceEvaluator:
         Returns the systems that cannot go on, with the reason. When a system has no neighbour graph nothing was evaluated, and
         the call has to be repeated without it.
         """
-        chosen = self._select(batch, running)
-        if chosen.cell.shape[0] == 0:
+        members = self._choose(batch, running)
+        if members.systems is not None and not len(members.systems):
             self._write_missing(batch)
             self.mark_current(batch)
             return {}
+        systems = self._systems(batch, members)
         try:
-            graph = self.neighbors.graph(cast(Batch, chosen))
-        except InputError:
-            found = _unsearchable(chosen, self.neighbors.cutoff)
-            if not found:
-                raise
-            return {chosen.system_of(index): reason for index, reason in found.items()}
-        output = {key: value.detach() for key, value in self.model(graph).items()}
+            output = None if self._direct is None else self._direct(self.neighbors, systems)
+            if output is None:
+                output = self.model(self.neighbors.graph(systems))
+        except UnsearchableError as error:
+            return {members.index(one): reason for one, reason in error.reasons.items()}
+        output = {key: value.detach() for key, value in output.items()}
         self._check(output)
-        self._write(batch, output, chosen, running)
+        self._write(batch, output, members, running)
         self.mark_current(batch)
         return _not_finite(batch, output, running)
 
@@ -124,62 +117,58 @@ class ForceEvaluator:
                     f"use a potential that computes {key!r}"
                 )
 
-    def _select(self, batch: Batch, running: Tensor | None) -> Selection:
-        systems, atoms = self._membership(batch, running)
-        if systems is None or atoms is None:
-            return Selection(
-                batch.positions, batch.atomic_numbers, batch.system, batch.cell, batch.pbc, None, None, **_inputs(batch)
-            )
-        rows = {"system": systems, "atom": atoms}
-        extra = {name: value.index_select(0, rows[batch.level_of(name)]) for name, value in _inputs(batch).items()}
-        place = torch.full((batch.n_systems,), -1, dtype=torch.int64, device=batch.device)
-        place[systems] = torch.arange(len(systems), device=batch.device)
-        return Selection(
-            batch.positions.index_select(0, atoms),
-            batch.atomic_numbers.index_select(0, atoms),
-            place.index_select(0, batch.system.index_select(0, atoms)),
-            batch.cell.index_select(0, systems),
-            batch.pbc.index_select(0, systems),
-            systems,
-            atoms,
-            **extra,
-        )
+    def _choose(self, batch: Batch, running: Tensor | None) -> Members:
+        """Who takes part; chosen again only when another batch, or other systems, came."""
+        mask = batch.ptr if running is None else running
+        names = ("atomic_numbers", "pbc", SYSTEM_ID)
+        inputs = (mask, batch.ptr, *(batch.get(name) for name in names))
+        if self._members is not None and self._members.of.holds(*inputs):
+            return self._members
+        fixed = {"atomic_numbers": batch.atomic_numbers, "pbc": batch.pbc, "ids": batch.get(SYSTEM_ID)}
+        if running is None:
+            systems = atoms = None
+            fixed |= {"system": batch.system, "ptr": batch.ptr}
+        else:
+            systems, atoms = running.nonzero().squeeze(1), atom_rows(running, batch).nonzero().squeeze(1)
+            rows = {"atomic_numbers": atoms, "pbc": systems, "ids": systems}
+            fixed = {name: value.index_select(0, rows[name]) for name, value in fixed.items()}
+            counts = (batch.ptr[1:] - batch.ptr[:-1]).index_select(0, systems)
+            fixed["ptr"] = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            fixed["system"] = torch.repeat_interleave(counts, output_size=len(atoms))
+        self._members = Members(Snapshot.of(*inputs), systems, atoms, fixed)
+        return self._members
 
-    def _membership(self, batch: Batch, running: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Systems and atoms of the model call; kept on the batch, so that a restarted run makes the same calls."""
-        evaluated, outcome, status = batch.get(EVALUATED), batch.get(OUTCOME), batch.get(STATUS)
-        if self._members is not None and self._members[0].holds(evaluated, outcome, status):
-            return self._members[1:]
-        running = torch.ones_like(evaluated) if running is None else running
-        sizes = batch.ptr[1:] - batch.ptr[:-1]
-        wanted = running | (evaluated & (outcome != Outcome.FAILED))
-        if int(sizes[running].sum()) < COMPACT_BELOW * int(sizes[wanted].sum()):
-            wanted = running
-        if not torch.equal(wanted, evaluated):
-            batch.set(EVALUATED, wanted)
-            evaluated = batch.get(EVALUATED)
-        systems = None if bool(wanted.all()) else wanted.nonzero().squeeze(1)
-        atoms = None if systems is None else atom_rows(wanted, batch).nonzero().squeeze(1)
-        self._members = (Snapshot.of(evaluated, outcome, status), systems, atoms)
-        return systems, atoms
+    def _systems(self, batch: Batch, members: Members) -> Systems:
+        values = {"positions": batch.positions, "cell": batch.cell}
+        if any(FIELD.get(name, name) in batch for name in LEVELS):
+            values |= {FIELD.get(name, name): value for name, value in extra_inputs(batch).items()}
+        if members.systems is not None and members.atoms is not None:
+            rows = {"system": members.systems, "atom": members.atoms}
+            values = {name: value.index_select(0, rows[batch.level_of(name)]) for name, value in values.items()}
+        return Systems(**values, **members.fixed)
 
-    def _write(self, batch: Batch, output: dict[str, Tensor], chosen: Selection, running: Tensor | None) -> None:
+    def _write(self, batch: Batch, output: dict[str, Tensor], members: Members, running: Tensor | None) -> None:
         if PREVIOUS_ENERGY in batch and "energy" in batch:
             batch.set(PREVIOUS_ENERGY, keep_frozen(running, batch.energy.double(), batch.get(PREVIOUS_ENERGY)))
         for key in SYSTEM_OUTPUTS:
             if key in output:
-                _write(batch, key, output[key], "system", chosen.systems, running)
-        moving = None if running is None else atom_rows(running, batch)
+                _write(batch, key, output[key], "system", members.systems)
         for key in ATOM_OUTPUTS:
             if key in output:
-                _write(batch, key, output[key], "atom", chosen.atoms, moving)
+                _write(batch, key, output[key], "atom", members.atoms)
         mask = mobile(batch)
         if mask is not None:
             batch.forces = torch.where(mask, batch.forces, 0.0)
         if "virial" in output:
+            self.write_stress(batch, running)
+
+    def write_stress(self, batch: Batch, running: Tensor | None) -> None:
+        """Stress (n_systems, 3, 3), eV/Å³, of the virial that the batch has; systems without a cell have none."""
+        if self._volume is None or not self._volume[0].holds(batch.cell):
             volume = batch.volume.double()[:, None, None]
-            stress = torch.where(volume > 0, -batch.get("virial") / volume.clamp(min=1e-300), 0.0)
-            _write(batch, "stress", stress, "system", None, running)
+            self._volume = (Snapshot.of(batch.cell), torch.where(volume > 0, -1.0 / volume.clamp(min=1e-300), 0.0))
+        stress = batch.get("virial") * self._volume[1]
+        batch.set("stress", keep_frozen(running, stress, batch.get("stress")) if "stress" in batch else stress)
 
     def _write_missing(self, batch: Batch) -> None:
         if "energy" not in batch:
@@ -188,21 +177,16 @@ class ForceEvaluator:
             batch.forces = torch.zeros_like(batch.positions)
 
 
-def _inputs(batch: Batch) -> dict[str, Tensor]:
-    """What potentials take beside the geometry, by its names in a batch."""
-    return {FIELD.get(name, name): value for name, value in extra_inputs(batch).items()}
-
-
-def _write(batch: Batch, key: str, value: Tensor, level: str, rows: Tensor | None, mask: Tensor | None) -> None:
-    """Set a key: `value` at `rows` (None for all) and, of these, where `mask` is true; other rows keep what they had."""
-    known = key in batch
-    if known:
-        old = batch.get(key).to(value.dtype)
-    else:
-        length = batch.n_systems if level == "system" else batch.n_atoms
-        old = value.new_full((length, *value.shape[1:]), torch.nan if key == "energy" else 0.0)
-    new = value if rows is None else old.index_copy(0, rows, value)
-    batch.set(key, keep_frozen(mask if known else None, new, old), level=level)
+def _write(batch: Batch, key: str, value: Tensor, level: str, rows: Tensor | None) -> None:
+    """Set a key: `value` at `rows` (None for all); other rows keep what they had."""
+    if rows is not None:
+        if key in batch:
+            old = batch.get(key).to(value.dtype)
+        else:
+            length = batch.n_systems if level == "system" else batch.n_atoms
+            old = value.new_full((length, *value.shape[1:]), torch.nan if key == "energy" else 0.0)
+        value = old.index_copy(0, rows, value)
+    batch.set(key, value, level=level)
 
 
 def _not_finite(batch: Batch, output: dict[str, Tensor], running: Tensor | None) -> dict[int, str]:
@@ -215,16 +199,3 @@ def _not_finite(batch: Batch, output: dict[str, Tensor], running: Tensor | None)
     if running is not None:
         bad = bad & running
     return {int(index): NOT_FINITE for index in bad.nonzero()}
-
-
-def _unsearchable(chosen: Selection, cutoff: float) -> dict[int, str]:
-    """Systems of the call that have no neighbour graph, with the search's own words."""
-    found: dict[int, str] = {}
-    positions, cell, pbc = (value.detach().cpu().numpy() for value in (chosen.positions, chosen.cell, chosen.pbc))
-    system = chosen.system.cpu().numpy()
-    for index in range(len(cell)):
-        try:
-            neighbor_edges(positions[system == index], cell[index], pbc[index], cutoff)
-        except InputError as error:
-            found[index] = str(error)
-    return found

@@ -20,7 +20,7 @@ from carryall.dynamics.hooks.guard import ForceGuard
 from carryall.dynamics.hooks.trajectory import trajectory_writer
 from carryall.dynamics.integrators.langevin import NVTLangevin
 from carryall.dynamics.integrators.nve import NVE
-from carryall.dynamics.parameters import PerSystem, checked
+from carryall.dynamics.parameters import Parameter, PerSystem, Ramp, Setting
 from carryall.dynamics.relax import OUTCOMES
 from carryall.dynamics.status import OUTCOME, REASON, Outcome, atom_rows
 from carryall.dynamics.structures import (
@@ -90,7 +90,7 @@ def md(
     structures: Structures,
     potential: Potential,
     ensemble: str = "nvt",
-    temperature: PerSystem = 300.0,
+    temperature: Setting = 300.0,
     timestep: PerSystem = 1.0,
     n_steps: int = 1000,
     *,
@@ -131,7 +131,8 @@ def md(
         check_inputs(given, potential)
     inputs = [checked_input(i, one, potential) for i, one in enumerate(given)]
     usable = [one for one in inputs if one.reason is None]
-    settings = _usable_settings({"temperature": temperature, "timestep": timestep, "friction": friction}, inputs)
+    settings: dict[str, Setting] = {"temperature": temperature, "timestep": timestep, "friction": friction}
+    _check_counts(settings, len(inputs))
     if not usable:
         return MDResult([_unusable(one) for one in inputs], ensemble, 0, *paths)
     dynamics = _dynamics(ensemble, potential, settings, seed, skin)
@@ -180,7 +181,7 @@ def _file_hooks(paths: Sequence[Path | None], intervals: Sequence[int]) -> list[
     return [make(path, interval) for make, path, interval in zip(makers, paths, intervals, strict=True) if path is not None]
 
 
-def _dynamics(ensemble: str, potential: Potential, settings: dict[str, list[float]], seed: int, skin: float) -> BaseDynamics:
+def _dynamics(ensemble: str, potential: Potential, settings: dict[str, Any], seed: int, skin: float) -> BaseDynamics:
     if ensemble == "nve":
         return NVE(potential, settings["timestep"], skin=skin)
     if ensemble == "nvt":
@@ -188,21 +189,16 @@ def _dynamics(ensemble: str, potential: Potential, settings: dict[str, list[floa
     raise InputError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {ensemble!r}{nearest(str(ensemble), ENSEMBLES)}")
 
 
-def _usable_settings(settings: dict[str, PerSystem], inputs: Sequence[Input]) -> dict[str, list[float]]:
-    """Each setting's numbers, those of unusable structures left out."""
-    found = {}
+def _check_counts(settings: dict[str, Setting], n_structures: int) -> None:
+    """InputError for a setting with some other number of values than one or one for each structure."""
     for name, value in settings.items():
-        numbers = checked(name, value, positive=name == "timestep")
-        if len(numbers) not in (1, len(inputs)):
-            raise InputError(f"{name} has {len(numbers)} values for {len(inputs)} structures: give one, or one for each")
-        if len(numbers) > 1:
-            numbers = [one for one, structure in zip(numbers, inputs, strict=True) if structure.reason is None]
-        found[name] = numbers
-    return found
+        count = len(Parameter.of(name, value, positive=name == "timestep").values[0])
+        if count not in (1, n_structures):
+            raise InputError(f"{name} has {count} values for {n_structures} structures: give one, or one for each")
 
 
 def _started(
-    dynamics: BaseDynamics, usable: Sequence[Input], settings: dict[str, list[float]], seed: int, checkpoint: Path | None
+    dynamics: BaseDynamics, usable: Sequence[Input], settings: dict[str, Any], seed: int, checkpoint: Path | None
 ) -> Batch:
     """The batch at the start, or as the checkpoint has it."""
     batch = working_batch(usable, velocities=True)
@@ -213,7 +209,8 @@ def _started(
             raise InputError(f"{checkpoint} holds other structures than those given: {saved} and {batch}")
         return saved
     own = batch.velocities
-    initialize_velocities(batch, settings["temperature"], seed)
+    start = settings["temperature"]
+    initialize_velocities(batch, start.values[0] if isinstance(start, Ramp) else start, seed)
     has_own = torch.tensor([one.data is not None and one.data.velocities is not None for one in usable])
     batch.velocities = torch.where(atom_rows(has_own, batch)[:, None], own, batch.velocities)
     return batch

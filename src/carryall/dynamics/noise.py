@@ -59,6 +59,8 @@ class Stream(IntEnum):
 
     THERMOSTAT = 0
     INITIAL_VELOCITIES = 1
+    VELOCITY_RESCALING = 2
+    CELL_RESCALING = 3
 
 
 def philox(counter: Array, key: tuple[int, int]) -> Array:

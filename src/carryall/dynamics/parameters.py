@@ -1,41 +1,117 @@
-"""Settings that are one number for all systems or one for each, brought to one row a system."""
+"""Settings of a dynamics: one number for all systems, one for each by its `system_id`, or a `Ramp` over steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.dynamics.status import SYSTEM_ID
 from carryall.errors import InputError
 
 PerSystem: TypeAlias = float | Sequence[float] | np.ndarray | Tensor
 
 
-def checked(name: str, value: PerSystem, *, positive: bool = False) -> list[float]:
+@dataclass(frozen=True)
+class Ramp:
+    """A setting that changes over the steps that a system has taken: linear between points, constant before and after.
+
+    `Ramp((0, 1000), (300, 600))` heats from 300 to 600 in 1000 steps. A value may be one number for each system.
+    """
+
+    steps: Sequence[int]
+    """Ascending, at least one."""
+    values: Sequence[PerSystem]
+    """The setting at each of the steps."""
+
+    def __post_init__(self) -> None:
+        steps = list(self.steps)
+        whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) and one >= 0 for one in steps)
+        if not steps or not whole or any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+            raise InputError(f"steps of a Ramp must be ascending whole numbers of at least 0, got {self.steps!r}")
+        if len(self.values) != len(steps):
+            raise InputError(f"a Ramp needs one value for each of its {len(steps)} steps, got {len(self.values)}")
+
+
+Setting: TypeAlias = PerSystem | Ramp
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A checked setting in the units of its user; `at` gives rows in the units of the equations of motion."""
+
+    name: str
+    unit: float
+    steps: tuple[int, ...]
+    """(0,) unless it is a ramp."""
+    values: tuple[tuple[float, ...], ...]
+    """One row for each of `steps`: one number, or one for each system id."""
+
+    @classmethod
+    def of(cls, name: str, value: Setting, unit: float = 1.0, *, positive: bool = False, signed: bool = False) -> Parameter:
+        """InputError names a value that is not finite, or too small: below zero unless `signed`, zero where `positive`."""
+        ramp = value if isinstance(value, Ramp) else Ramp((0,), (value,))
+        rows = [checked(name, one, positive=positive, signed=signed) for one in ramp.values]
+        width = max(len(row) for row in rows)
+        if any(len(row) not in (1, width) for row in rows):
+            raise InputError(f"the values of a Ramp for {name} have {sorted({len(row) for row in rows})} numbers: give one count")
+        full = tuple(tuple(row) if len(row) == width else tuple(row * width) for row in rows)
+        return cls(name, float(unit), tuple(int(one) for one in ramp.steps), full)
+
+    @property
+    def constant(self) -> bool:
+        """Whether it is the same at every step."""
+        return len(self.steps) == 1
+
+    def at(self, batch: Batch, steps: Tensor | None = None) -> Tensor:
+        """(n_systems,) float64 for systems that have taken `steps` (n_systems,) int64 steps; 0 where None.
+
+        A setting with one number for each system goes by `system_id`, so that it follows a system through refills.
+        """
+        table = torch.tensor(self.values, dtype=torch.float64, device=batch.device) * self.unit
+        if len(self.values[0]) == 1:
+            rows = table.expand(-1, batch.n_systems)
+        else:
+            rows = table[:, self._index(batch)]
+        if steps is None or self.constant:
+            return rows[0].clone()
+        at = torch.tensor(self.steps, dtype=torch.float64, device=batch.device)
+        right = torch.searchsorted(at, steps.double(), right=True).clamp(1, len(self.steps) - 1)
+        low, high = at[right - 1], at[right]
+        part = ((steps.double() - low) / (high - low)).clamp(0.0, 1.0)
+        below, above = (rows.gather(0, index[None])[0] for index in (right - 1, right))
+        return below + part * (above - below)
+
+    def _index(self, batch: Batch) -> Tensor:
+        count = len(self.values[0])
+        ids = batch.get(SYSTEM_ID) if SYSTEM_ID in batch else torch.arange(batch.n_systems, device=batch.device)
+        if batch.n_systems and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+            raise InputError(
+                f"{self.name} has {count} values but there is a system with the id {int(ids.max())}: "
+                "give one value, or one for each system_id, from 0 on"
+            )
+        return ids
+
+    def shown(self) -> Any:
+        """Plain values for messages and checkpoints: a number, a list, or {"steps": ..., "values": ...}."""
+        rows = [row[0] if len(row) == 1 else list(row) for row in self.values]
+        return rows[0] if self.constant else {"steps": list(self.steps), "values": rows}
+
+
+def checked(name: str, value: PerSystem, *, positive: bool = False, signed: bool = False) -> list[float]:
     """The numbers of a setting, one or many; InputError names one that is not finite or too small."""
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if array.dtype.kind not in "fiu" or array.ndim > 1 or array.size == 0:
         raise InputError(f"{name} must be a number, or one number for each system, got {value!r}")
     numbers = [float(one) for one in array.reshape(-1)]
     for one in numbers:
-        if not math.isfinite(one) or one < 0 or (positive and one == 0):
-            raise InputError(f"{name} must be {'positive' if positive else 'zero or more'} and finite, got {one}")
+        if not math.isfinite(one) or (one < 0 and not signed) or (positive and one <= 0):
+            least = "finite" if signed and not positive else f"{'positive' if positive else 'zero or more'} and finite"
+            raise InputError(f"{name} must be {least}, got {one}")
     return numbers
-
-
-def per_system(name: str, numbers: Sequence[float], batch: Batch) -> Tensor:
-    """(n_systems,) float64 of one number for all, or one each."""
-    if len(numbers) not in (1, batch.n_systems):
-        raise InputError(f"{name} has {len(numbers)} values for {batch.n_systems} systems: give one, or one for each system")
-    row = torch.tensor(list(numbers), dtype=torch.float64, device=batch.device)
-    return row.expand(batch.n_systems).clone()
-
-
-def shown(numbers: Sequence[float]) -> float | list[float]:
-    """One number where there is one, for messages."""
-    return numbers[0] if len(numbers) == 1 else list(numbers)

@@ -17,8 +17,6 @@ SYSTEM_ID = "system_id"
 """(n_systems,) int64: names a system for good, whatever batch it is in; noise and results go by it."""
 PREVIOUS_ENERGY = "previous_energy"
 """(n_systems,) float64, eV: energy before the last evaluation, kept where a criterion asks for it."""
-EVALUATED = "evaluated"
-"""(n_systems,) bool: whether a system is still part of the model call."""
 REASON = "failure"
 """Key of `batch.info[i]` with the reason why system i failed."""
 
@@ -32,25 +30,23 @@ class Outcome(IntEnum):
     FAILED = 3
 
 
-def ensure_keys(batch: Batch) -> None:
-    """Add the bookkeeping keys that the batch lacks: all running, numbered by their order."""
+def ensure_keys(batch: Batch, entry_status: int = 0) -> None:
+    """Add the bookkeeping keys that the batch lacks: all running in the entry stage, numbered by their order."""
     count, device = batch.n_systems, batch.device
-    defaults = {
-        STATUS: torch.zeros(count, dtype=torch.int64, device=device),
-        OUTCOME: torch.full((count,), int(Outcome.RUNNING), dtype=torch.int64, device=device),
-        SYSTEM_ID: torch.arange(count, device=device),
-        EVALUATED: torch.ones(count, dtype=torch.bool, device=device),
-    }
-    for key, value in defaults.items():
-        if key not in batch:
-            batch.set(key, value, level="system")
+    if STATUS not in batch:
+        batch.set(STATUS, torch.full((count,), entry_status, dtype=torch.int64, device=device), level="system")
+    if OUTCOME not in batch:
+        batch.set(OUTCOME, torch.full((count,), int(Outcome.RUNNING), dtype=torch.int64, device=device), level="system")
+    if SYSTEM_ID not in batch:
+        batch.set(SYSTEM_ID, torch.arange(count, device=device), level="system")
 
 
-def reopen_converged(batch: Batch) -> None:
-    """Set systems that an earlier dynamics converged running again; failed ones stay aside."""
-    again = batch.get(OUTCOME) == Outcome.CONVERGED
-    batch.set(STATUS, batch.get(STATUS).masked_fill(again, 0))
-    batch.set(OUTCOME, batch.get(OUTCOME).masked_fill(again, int(Outcome.RUNNING)))
+def reopen(batch: Batch, entry_status: int = 0) -> None:
+    """Set systems that an earlier dynamics brought to its end running again; failed ones stay aside."""
+    outcome = batch.get(OUTCOME)
+    again = (outcome == Outcome.CONVERGED) | (outcome == Outcome.STEP_BUDGET)
+    batch.set(STATUS, batch.get(STATUS).masked_fill(again, entry_status))
+    batch.set(OUTCOME, outcome.masked_fill(again, int(Outcome.RUNNING)))
 
 
 def atom_rows(mask: Tensor, batch: Batch) -> Tensor:

@@ -9,7 +9,7 @@ from carryall.data.batch import Batch
 from carryall.data.units import kB
 from carryall.dynamics.integrators.langevin import system_noise
 from carryall.dynamics.noise import Stream, check_seed
-from carryall.dynamics.parameters import PerSystem, checked, per_system
+from carryall.dynamics.parameters import Parameter, PerSystem
 from carryall.dynamics.status import atom_rows, ensure_keys
 from carryall.dynamics.thermo import masses, mobile
 from carryall.dynamics.thermo import temperature as temperature_of
@@ -25,7 +25,7 @@ def initialize_velocities(
     exactly that temperature, by 3 N - 3 degrees of freedom where the centre of mass rests.
     """
     ensure_keys(batch)
-    target = per_system("temperature", checked("temperature", temperature), batch)
+    target = Parameter.of("temperature", temperature).at(batch)
     mass = masses(batch).double()
     noise = system_noise(batch, check_seed(seed), Stream.INITIAL_VELOCITIES, torch.zeros_like(batch.ptr[:-1]))
     velocities = noise * torch.sqrt(kB * atom_rows(target, batch) / mass)[:, None]

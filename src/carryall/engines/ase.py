@@ -12,7 +12,7 @@ from carryall.data.atomic_data import AtomicData
 from carryall.data.batch import Batch
 from carryall.data.extra_inputs import ase_extras
 from carryall.errors import InputError, MissingDependencyError
-from carryall.graph.neighbor_search import SkinNeighborList
+from carryall.graph.skin import SkinNeighborList
 from carryall.graph.potential import Potential
 
 try:

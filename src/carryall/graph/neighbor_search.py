@@ -1,4 +1,4 @@
-"""From structures to graphs: every neighbour within a cutoff, and lists that live for many steps.
+"""From structures to graphs: every neighbour within a cutoff.
 
 The search is vesin's, one system after the other; on a GPU nvalchemi-toolkit-ops does all systems at once where installed.
 """
@@ -20,7 +20,6 @@ from carryall.errors import InputError, nearest
 from carryall.graph import nvalchemi
 from carryall.graph.neighbor_graph import (
     COINCIDENT,
-    EXTRA_INPUTS,
     NeighborGraph,
     pointer,
     rows_times,
@@ -118,7 +117,7 @@ def build_graph(
     neighbour, shift. Errors name the system.
     """
     on_gpu = positions.device.type == "cuda" and nvalchemi.is_installed()
-    search = _search_on_gpu if on_gpu else _search_each
+    search = search_on_gpu if on_gpu else _search_each
     center, neighbor, shift = search(positions.detach(), system, cell.detach(), pbc, cutoff * WIDER)
     graph = NeighborGraph(
         positions=positions,
@@ -156,9 +155,7 @@ def _search_each(positions: Tensor, system: Tensor, cell: Tensor, pbc: Tensor, c
     return center, neighbor, shift
 
 
-def _search_on_gpu(
-    positions: Tensor, system: Tensor, cell: Tensor, pbc: Tensor, cutoff: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def search_on_gpu(positions: Tensor, system: Tensor, cell: Tensor, pbc: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
     bad = (~torch.isfinite(positions)).any(1).nonzero()
     index = int(system[bad[0]]) if len(bad) else 0
     boxes, periodic = cell.cpu().double().numpy(), pbc.cpu().numpy()
@@ -216,55 +213,3 @@ def wrap_positions(positions: Tensor, system: Tensor, cell: Tensor, pbc: Tensor)
     fractional = rows_times(positions, torch.linalg.inv(box), system)
     inside = rows_times(torch.remainder(fractional, 1.0), box, system)
     return torch.where(wrappable.index_select(0, system)[:, None], inside, positions)
-
-
-class SkinNeighborList:
-    """A list that is searched with `cutoff + skin` and reused until it could miss a neighbour.
-
-    `graph(batch)` always returns exactly the edges within `cutoff`, as a fresh search would. A list is searched again when
-    an atom may have moved further, relative to the cell, than the skin allows, when a cell changed by more than that, or
-    when the atoms, their order or the periodicity are not the same as before.
-    """
-
-    def __init__(self, cutoff: float, type_map: Sequence[str], skin: float = 0.5) -> None:
-        if skin < 0:
-            raise InputError(f"skin must not be negative, got {skin}")
-        self.cutoff, self.type_map, self.skin = cutoff, tuple(type_map), skin
-        self.n_searches = 0
-        self._wide: NeighborGraph | None = None
-        self._reference: tuple[Tensor, ...] = ()
-
-    def graph(self, batch: Batch) -> NeighborGraph:
-        """The graph of `batch` with every edge within the cutoff and none beyond it."""
-        if self._wide is None or not self._still_valid(batch):
-            self._search(batch)
-        assert self._wide is not None
-        current = {**dict.fromkeys(EXTRA_INPUTS), **extra_inputs(batch)}
-        wide = self._wide.replace(positions=batch.positions.detach().clone(), cell=batch.cell.detach().clone(), **current)
-        return select_edges(wide, squared_lengths(wide) <= self.cutoff**2)
-
-    def _search(self, batch: Batch) -> None:
-        self._wide = graph_from_batch(batch, self.cutoff + self.skin, self.type_map)
-        fields = (batch.positions, batch.cell, batch.atomic_numbers, batch.system, batch.pbc)
-        self._reference = tuple(value.detach().clone() for value in fields)
-        self.n_searches += 1
-
-    def _still_valid(self, batch: Batch) -> bool:
-        positions, cell, numbers, system, pbc = self._reference
-        if cell.shape != batch.cell.shape or numbers.shape != batch.atomic_numbers.shape:
-            return False
-        same = torch.equal(numbers, batch.atomic_numbers) and torch.equal(system, batch.system) and torch.equal(pbc, batch.pbc)
-        if not same or not torch.isfinite(batch.positions).all():
-            return False
-        # An edge vector changes by its ends' displacement plus its length times the strain of the cell (rows: h' = h (1 + e)).
-        strain = torch.zeros(len(cell), dtype=cell.dtype, device=cell.device)
-        moved = batch.positions - positions
-        if not torch.equal(cell, batch.cell):
-            if (cell == 0).all(2).any():
-                return False
-            deformation = torch.linalg.solve(cell, batch.cell)
-            moved = batch.positions - torch.einsum("ni,nij->nj", positions, deformation.index_select(0, system))
-            strain = torch.linalg.matrix_norm(deformation - torch.eye(3, dtype=cell.dtype, device=cell.device), ord=2)
-        reach = torch.zeros(len(cell), dtype=moved.dtype, device=cell.device)
-        reach = reach.scatter_reduce(0, system, moved.norm(dim=1), "amax", include_self=True)
-        return bool((2 * reach + strain * (self.cutoff + self.skin) <= self.skin).all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -11,6 +11,10 @@ from carryall.data.extra_inputs import complete_input
 from carryall.errors import InputError
 from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph
+
+if TYPE_CHECKING:
+    from carryall.graph.skin import SkinNeighborList
+    from carryall.graph.systems import Systems
 
 DTYPES = ("float32", "float64")
 MAGNETIC = "magnetic_forces"
@@ -115,4 +119,16 @@ class Potential(Protocol):
 
     def __call__(self, graph: NeighborGraph, *, atomic_virial: AtomicVirial = False) -> dict[str, Tensor]:
         """Evaluate the graph; nothing of the input is changed."""
+        ...
+
+
+@runtime_checkable
+class DirectPotential(Potential, Protocol):
+    """A potential that may also evaluate systems straight from kept neighbour lists, without a graph."""
+
+    def evaluate_systems(self, neighbors: SkinNeighborList, systems: Systems) -> dict[str, Tensor] | None:
+        """What a call on `neighbors.graph(systems)` returns, to rounding; None where only that call can do it.
+
+        Raises UnsearchableError as `neighbors.graph` does.
+        """
         ...

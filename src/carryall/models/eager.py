@@ -11,6 +11,8 @@ from carryall.graph.blocks import EAGER_FACTOR, evaluate_in_blocks
 from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors
 from carryall.graph.potential import PotentialSpec, with_defaults
+from carryall.graph.skin import SkinNeighborList
+from carryall.graph.systems import Systems
 from carryall.models.derivatives import EnergyModel, energy_and_gradient, evaluate_model
 
 
@@ -38,6 +40,11 @@ class EagerPotential:
                 limit = EAGER_FACTOR * self.spec.block_edges
                 out = evaluate_in_blocks(self._edge_call, own, limit, atomic_virial=atomic_virial)
         return {key: value.to(graph.device) for key, value in out.items()}
+
+    def evaluate_systems(self, neighbors: SkinNeighborList, systems: Systems) -> dict[str, Tensor] | None:
+        """Straight from kept lists, where the model has a way of its own to do so; None otherwise."""
+        direct = getattr(self.model, "evaluate_systems", None)
+        return None if direct is None or self.device != "cpu" else direct(neighbors, systems)
 
     def _opened(self, graph: NeighborGraph) -> NeighborGraph:
         """As the model takes it; where ranks exchange, what fails on one fails on all."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 import carryall
+from carryall.cache_folder import cache_folder as cache_folder
 from carryall.errors import InputError
 from carryall.package.compile import require_compiler
 from carryall.package.cpu import cpu_level, machine
@@ -22,13 +22,6 @@ from carryall.package.rebuild import rebuild
 from carryall.package.sources import read_root
 
 Notify = Callable[[str], None]
-
-
-def cache_folder() -> Path:
-    """`$CARRYALL_CACHE`, else `carryall` in the user's cache folder."""
-    if custom := os.environ.get("CARRYALL_CACHE"):
-        return Path(custom)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "carryall"
 
 
 def compiled(source: Path, notify: Notify) -> PackedPotential:

@@ -11,7 +11,9 @@ from carryall.data.batch import Batch
 from carryall.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from carryall.dynamics.base import BaseDynamics
+    from torch import Tensor
+
+    from carryall.dynamics.engine import Engine
 
 
 class HookStageEnum(Enum):
@@ -33,13 +35,14 @@ class Hook(Protocol):
 
     It fires at its stages whenever `dynamics.step_count % frequency == 0`; at ON_CONVERGE on every event. A hook that is a
     context manager is entered once when a run begins and left once when it ends, also on an exception; one with only `close()`
-    is closed then.
+    is closed then. A hook that changes forces has `on_forces(batch, dynamics, mask)`, called after every evaluation, the one
+    before the first step too, with the systems (None: all) that were evaluated; it may have no stages.
     """
 
     stage: HookStageEnum
     frequency: int
 
-    def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
+    def __call__(self, batch: Batch, dynamics: Engine) -> None:
         """Do the work; the batch may be changed."""
         ...
 
@@ -57,7 +60,7 @@ def stages_of(hook: Any) -> tuple[HookStageEnum, ...]:
             raise InputError(
                 f"hook {name_of(hook)} has stage {stage!r}: give it a `stage` of HookStageEnum ({', '.join(names)}){hint}"
             )
-    if not found:
+    if not found and not hasattr(hook, "on_forces"):
         raise InputError(f"hook {name_of(hook)} has no stages, so that it would never fire")
     return found
 
@@ -83,6 +86,7 @@ class HookRegistry:
     def __init__(self) -> None:
         self._by_stage: dict[HookStageEnum, list[Any]] = {stage: [] for stage in HookStageEnum}
         self._all: list[Any] = []
+        self._of_forces: list[Any] = []
 
     def add(self, hook: Any) -> None:
         """Register a hook at its stages."""
@@ -91,12 +95,23 @@ class HookRegistry:
             self._by_stage[stage].append(hook)
         if not any(hook is known for known in self._all):
             self._all.append(hook)
+            if hasattr(hook, "on_forces"):
+                self._of_forces.append(hook)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._all)
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def on_forces(self, batch: Batch, dynamics: Engine, mask: Tensor | None) -> None:
+        """Let hooks change the forces that were evaluated, at the first evaluation too, in the order of registration."""
+        for hook in self._of_forces:
+            hook.on_forces(batch, dynamics, mask)
+
+    def waits_for(self, stage: HookStageEnum) -> bool:
+        """Whether any hook fires at this stage."""
+        return bool(self._by_stage[stage])
 
     def due(self, stage: HookStageEnum, step_count: int) -> Iterable[Any]:
         """Hooks to call now."""
@@ -105,13 +120,18 @@ class HookRegistry:
             return list(hooks)
         return [hook for hook in hooks if step_count % getattr(hook, "frequency", 1) == 0]
 
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Enter each hook once, in order; leave in reverse order, also when a later one fails to enter."""
-        with ExitStack() as stack:
-            for hook in self._all:
-                if hasattr(hook, "__enter__") and hasattr(hook, "__exit__"):
-                    stack.enter_context(hook)
-                elif hasattr(hook, "close"):
-                    stack.callback(hook.close)
-            yield
+
+@contextmanager
+def entered(hooks: Iterable[Any]) -> Iterator[None]:
+    """Enter each hook once, in order; leave in reverse order, also when a later one fails to enter."""
+    known: list[Any] = []
+    with ExitStack() as stack:
+        for hook in hooks:
+            if any(hook is one for one in known):
+                continue
+            known.append(hook)
+            if hasattr(hook, "__enter__") and hasattr(hook, "__exit__"):
+                stack.enter_context(hook)
+            elif hasattr(hook, "close"):
+                stack.callback(hook.close)
+        yield

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
 from carryall.data.units import fs, kB, ps
-from carryall.dynamics.base import BaseDynamics
-from carryall.dynamics.convergence import ConvergenceHook, Criteria
+from carryall.dynamics.base import BaseDynamics, DynamicsOptions
 from carryall.dynamics.integrators.nve import drifted, ensure_velocities, half_kick, kicked
-from carryall.dynamics.noise import Stream, check_seed, normal_vectors
-from carryall.dynamics.parameters import PerSystem, checked, per_system, shown
-from carryall.dynamics.status import SYSTEM_ID, atom_rows, keep_frozen
+from carryall.dynamics.noise import Stream, check_seed
+from carryall.dynamics.parameters import Parameter, PerSystem, Setting
+from carryall.dynamics.status import atom_rows, keep_frozen
+from carryall.dynamics.system_noise import NOISE_STEP, count_kick, ensure_noise_step, system_noise
 from carryall.dynamics.thermo import mobile
 from carryall.graph.potential import Potential
-
-NOISE_STEP = "noise_step"
-"""(n_systems,) int64: how many random kicks a system has had, in whatever dynamics; never set back, so noise never repeats."""
 
 
 class NVTLangevin(BaseDynamics):
@@ -35,7 +31,10 @@ class NVTLangevin(BaseDynamics):
 
     Noise step: v <- c v + sqrt((1 - c²) k_B T / m) R with c = exp(-gamma h). R depends on (seed, system_id, index of the atom
     in its system, number of the kick) only: a system meets the same noise alone, in any batch, and after a restart.
-    All three settings are one number or one for each system.
+    All three settings are one number or one for each system; the temperature may be a `Ramp`.
+
+    `conserved_energy` is the kinetic and potential energy less the heat of all noise steps (state `heat`, eV); its drift is
+    the work of the timestep's error.
     """
 
     __provides_keys__: ClassVar[frozenset[str]] = frozenset({"positions", "velocities"})
@@ -45,59 +44,59 @@ class NVTLangevin(BaseDynamics):
     def __init__(
         self,
         model: Potential,
-        temperature: PerSystem = 300.0,
+        temperature: Setting = 300.0,
         timestep: PerSystem = 1.0,
         friction: PerSystem = 1.0,
         seed: int = 0,
-        hooks: Iterable[Any] = (),
-        convergence_hook: ConvergenceHook | Criteria = None,
-        n_steps: int | None = None,
-        *,
-        skin: float = 0.5,
-        exit_status: int = 1,
+        **options: Unpack[DynamicsOptions],
     ) -> None:
-        super().__init__(model, hooks, convergence_hook, n_steps, skin=skin, exit_status=exit_status)
-        self._temperatures = checked("temperature", temperature)
-        self._timesteps = checked("timestep", timestep, positive=True)
-        self._frictions = checked("friction", friction)
+        super().__init__(model, **options)
+        self._temperature = Parameter.of("temperature", temperature, kB)
+        self._timestep = Parameter.of("timestep", timestep, fs, positive=True)
+        self._friction = Parameter.of("friction", friction, 1 / ps)
         self.seed = check_seed(seed)
 
-    def state_defaults(self, batch: Batch) -> dict[str, Tensor]:
-        """dt (Å sqrt(amu / eV)), decay c of the velocity, kT (eV)."""
-        dt = per_system("timestep", [one * fs for one in self._timesteps], batch)
-        rates = per_system("friction", [one / ps for one in self._frictions], batch)
-        # Python's exp: a vectorised one may differ in the last bit with the place in the array.
-        decay = [math.exp(-rate * time) for rate, time in zip(rates.tolist(), dt.tolist(), strict=True)]
-        energy = per_system("temperature", [kB * one for one in self._temperatures], batch)
-        return {"dt": dt, "decay": torch.tensor(decay, dtype=torch.float64, device=batch.device), "kT": energy}
-
-    def init_state(self, batch: Batch, fresh: bool) -> None:
+    def prepare(self, batch: Batch) -> None:
         """Also gives atoms without velocities zero ones, and starts the count of random kicks where there is none."""
-        super().init_state(batch, fresh)
+        super().prepare(batch)
         ensure_velocities(batch)
-        if NOISE_STEP not in batch:
-            batch.set(NOISE_STEP, torch.zeros(batch.n_systems, dtype=torch.int64, device=batch.device), level="system")
+        ensure_noise_step(batch)
+
+    def state_defaults(self, batch: Batch) -> dict[str, Tensor]:
+        """dt (Å sqrt(amu / eV)), decay c of the velocity, kT (eV), heat (eV) that the noise has brought."""
+        dt = self._timestep.at(batch)
+        decay = exponential_decay(self._friction.at(batch) * dt)
+        return {"dt": dt, "decay": decay, "kT": self._temperature.at(batch), "heat": torch.zeros_like(dt)}
 
     def pre_update(self, batch: Batch, mask: Tensor | None = None) -> None:
         """B A O A."""
+        if not self._temperature.constant:
+            energy = self._temperature.at(batch, self.steps(batch))
+            batch.set(self.key("kT"), keep_frozen(mask, energy, batch.get(self.key("kT"))))
         half = 0.5 * atom_rows(batch.get(self.key("dt")), batch)
         atoms = None if mask is None else atom_rows(mask, batch)
-        velocities = kicked(batch.velocities, batch.forces, batch.masses, half)
-        positions = drifted(batch.positions, velocities, half)
-        velocities = self._with_noise(batch, velocities)
+        before = kicked(batch.velocities, batch.forces, batch.masses, half)
+        positions = drifted(batch.positions, before, half)
+        velocities = self.constrained(batch, self._with_noise(batch, before))
         positions = drifted(positions, velocities, half)
+        heat = batch.get(self.key("heat"))
+        batch.set(self.key("heat"), keep_frozen(mask, heat + _gained(batch, before, velocities), heat))
         batch.velocities = keep_frozen(atoms, velocities, batch.velocities)
         batch.positions = keep_frozen(atoms, positions, batch.positions)
-        batch.set(NOISE_STEP, batch.get(NOISE_STEP) + (1 if mask is None else mask.long()))
+        count_kick(batch, mask)
 
     def post_update(self, batch: Batch, mask: Tensor | None = None) -> None:
         """B."""
         half_kick(batch, 0.5 * atom_rows(batch.get(self.key("dt")), batch), mask)
 
+    def conserved_energy(self, batch: Batch) -> Tensor:
+        """(n_systems,) eV: kinetic and potential energy less the heat that the noise has brought."""
+        return super().conserved_energy(batch) - batch.get(self.key("heat"))
+
     def describe(self) -> dict[str, Any]:
         """temperature (K), timestep (fs), friction (1/ps), seed."""
-        settings = {"temperature": self._temperatures, "timestep": self._timesteps, "friction": self._frictions}
-        return {**{name: shown(value) for name, value in settings.items()}, "seed": self.seed}
+        settings = (self._temperature, self._timestep, self._friction)
+        return {**{one.name: one.shown() for one in settings}, "seed": self.seed}
 
     def _with_noise(self, batch: Batch, velocities: Tensor) -> Tensor:
         decay = batch.get(self.key("decay"))
@@ -109,7 +108,13 @@ class NVTLangevin(BaseDynamics):
         return mixed if free is None else torch.where(free, mixed, 0.0)
 
 
-def system_noise(batch: Batch, seed: int, stream: Stream, step: Tensor) -> Tensor:
-    """(n_atoms, 3) standard normals of a batch; step (n_systems,) int64."""
-    index = torch.arange(batch.n_atoms, device=batch.device) - atom_rows(batch.ptr[:-1], batch)
-    return normal_vectors(seed, stream, atom_rows(batch.get(SYSTEM_ID), batch), index, atom_rows(step, batch))
+def exponential_decay(exponents: Tensor) -> Tensor:
+    """exp(-x) per system: Python's, since a vectorised one may differ in the last bit with the place in the array."""
+    return torch.tensor([math.exp(-one) for one in exponents.tolist()], dtype=torch.float64, device=exponents.device)
+
+
+def _gained(batch: Batch, before: Tensor, after: Tensor) -> Tensor:
+    """(n_systems,) eV of kinetic energy between velocities before and after."""
+    change = (after - before) * (after + before)
+    per_atom = 0.5 * batch.masses * (change[:, 0] + change[:, 1] + change[:, 2])
+    return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system, per_atom)

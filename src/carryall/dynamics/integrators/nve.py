@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
 from carryall.data.units import fs
-from carryall.dynamics.base import BaseDynamics
-from carryall.dynamics.convergence import ConvergenceHook, Criteria
-from carryall.dynamics.parameters import PerSystem, checked, per_system, shown
+from carryall.dynamics.base import BaseDynamics, DynamicsOptions
+from carryall.dynamics.parameters import Parameter, PerSystem
 from carryall.dynamics.status import atom_rows, keep_frozen
 from carryall.graph.potential import Potential
 
@@ -31,6 +29,7 @@ class NVE(BaseDynamics):
     """Velocity Verlet (Swope et al., J. Chem. Phys. 76, 637 (1982)): half kick, drift, forces, half kick.
 
     timestep: fs, one or one for each system. Velocities start at rest unless the batch has them (`initialize_velocities`).
+    `conserved_energy` is the kinetic and potential energy.
     """
 
     __provides_keys__: ClassVar[frozenset[str]] = frozenset({"positions", "velocities"})
@@ -38,37 +37,22 @@ class NVE(BaseDynamics):
     has_time = True
     removed_degrees = 3
 
-    def __init__(
-        self,
-        model: Potential,
-        timestep: PerSystem = 1.0,
-        hooks: Iterable[Any] = (),
-        convergence_hook: ConvergenceHook | Criteria = None,
-        n_steps: int | None = None,
-        *,
-        skin: float = 0.5,
-        exit_status: int = 1,
-    ) -> None:
-        super().__init__(model, hooks, convergence_hook, n_steps, skin=skin, exit_status=exit_status)
-        self._timesteps = checked("timestep", timestep, positive=True)
+    def __init__(self, model: Potential, timestep: PerSystem = 1.0, **options: Unpack[DynamicsOptions]) -> None:
+        super().__init__(model, **options)
+        self._timestep = Parameter.of("timestep", timestep, fs, positive=True)
+
+    def prepare(self, batch: Batch) -> None:
+        """Also gives atoms without velocities zero ones."""
+        super().prepare(batch)
+        ensure_velocities(batch)
 
     def state_defaults(self, batch: Batch) -> dict[str, Tensor]:
         """dt, in Å sqrt(amu / eV)."""
-        return {"dt": per_system("timestep", [one * fs for one in self._timesteps], batch)}
-
-    def init_state(self, batch: Batch, fresh: bool) -> None:
-        """Also gives atoms without velocities zero ones."""
-        super().init_state(batch, fresh)
-        ensure_velocities(batch)
+        return {"dt": self._timestep.at(batch)}
 
     def pre_update(self, batch: Batch, mask: Tensor | None = None) -> None:
         """Half kick, then drift."""
-        time = atom_rows(batch.get(self.key("dt")), batch)
-        atoms = None if mask is None else atom_rows(mask, batch)
-        velocities = kicked(batch.velocities, batch.forces, batch.masses, 0.5 * time)
-        positions = drifted(batch.positions, velocities, time)
-        batch.velocities = keep_frozen(atoms, velocities, batch.velocities)
-        batch.positions = keep_frozen(atoms, positions, batch.positions)
+        kick_and_drift(batch, atom_rows(batch.get(self.key("dt")), batch), mask)
 
     def post_update(self, batch: Batch, mask: Tensor | None = None) -> None:
         """Half kick with the new forces."""
@@ -76,7 +60,16 @@ class NVE(BaseDynamics):
 
     def describe(self) -> dict[str, Any]:
         """timestep, fs."""
-        return {"timestep": shown(self._timesteps)}
+        return {"timestep": self._timestep.shown()}
+
+
+def kick_and_drift(batch: Batch, time: Tensor, mask: Tensor | None) -> None:
+    """Kick the batch's velocities for half of `time` (n_atoms,), then move its atoms for all of it, where `mask` is true."""
+    atoms = None if mask is None else atom_rows(mask, batch)
+    velocities = kicked(batch.velocities, batch.forces, batch.masses, 0.5 * time)
+    positions = drifted(batch.positions, velocities, time)
+    batch.velocities = keep_frozen(atoms, velocities, batch.velocities)
+    batch.positions = keep_frozen(atoms, positions, batch.positions)
 
 
 def half_kick(batch: Batch, time: Tensor, mask: Tensor | None) -> None:
@@ -89,3 +82,12 @@ def ensure_velocities(batch: Batch) -> None:
     """Zero velocities where the batch has none."""
     if "velocities" not in batch:
         batch.velocities = torch.zeros_like(batch.positions)
+
+
+def at_rest(batch: Batch) -> list[bool]:
+    """For each system whether no atom of it has a velocity."""
+    if "velocities" not in batch:
+        return [True] * batch.n_systems
+    moving = (batch.velocities != 0).any(1).long()
+    counts = torch.zeros(batch.n_systems, dtype=torch.int64, device=batch.device).index_add(0, batch.system, moving)
+    return (counts == 0).tolist()

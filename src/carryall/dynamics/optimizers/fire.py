@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
-from carryall.dynamics.base import BaseDynamics
-from carryall.dynamics.convergence import ConvergenceHook, Criteria
+from carryall.dynamics.base import BaseDynamics, DynamicsOptions
 from carryall.dynamics.status import atom_rows, keep_frozen
 from carryall.errors import InputError
 from carryall.graph.potential import Potential
@@ -104,14 +102,9 @@ class FIRE(BaseDynamics):
         fdec: float = FireSettings.fdec,
         astart: float = FireSettings.astart,
         fa: float = FireSettings.fa,
-        hooks: Iterable[Any] = (),
-        convergence_hook: ConvergenceHook | Criteria = None,
-        n_steps: int | None = None,
-        *,
-        skin: float = 0.5,
-        exit_status: int = 1,
+        **options: Unpack[DynamicsOptions],
     ) -> None:
-        super().__init__(model, hooks, convergence_hook, n_steps, skin=skin, exit_status=exit_status)
+        super().__init__(model, **options)
         self.settings = FireSettings(dt, maxstep, dtmax, Nmin, finc, fdec, astart, fa)
 
     def state_defaults(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,155 @@
+"""The shared library: compiled once for this processor and compiler, then loaded from the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from carryall.cache_folder import cache_folder
+
+ABI = 1
+"""What the functions take; raised together with `carryall_abi` in common.h."""
+COMPILERS = ("c++", "g++", "clang++")
+# no contraction: a fused multiply-add would round otherwise than torch and numpy do
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+)
+SECONDS = 300
+"""After which a compiler is given up."""
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library with its signatures declared, compiled first where need be; None where this machine cannot have it.
+
+    `CARRYALL_NATIVE=0` switches it off, `CXX` names the compiler. The answer holds as long as the process.
+    """
+    if os.environ.get("CARRYALL_NATIVE") == "0":
+        return None
+    compiler = find_compiler()
+    if compiler is None:
+        return None
+    try:
+        return load(built(compiler))
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        logger.warning("native code is not used, torch does its work more slowly: %s", error)
+        return None
+
+
+def find_compiler() -> str | None:
+    """`$CXX` or the first known C++ compiler on the path."""
+    names = [name for name in (os.environ.get("CXX"), *COMPILERS) if name]
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+def sources() -> list[Path]:
+    """C++ files and their headers."""
+    folder = Path(__file__).parent
+    return sorted([*folder.glob("*.cpp"), *folder.glob("*.h")])
+
+
+def processor() -> str:
+    """The kind of processor and its instructions, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    wanted = ("model name", "flags", "Features", "CPU part", "CPU implementer")
+    first = {line.split(":")[0].strip(): line for line in reversed(lines) if line.startswith(wanted)}
+    return "\n".join([platform.machine(), platform.processor(), *(first[name] for name in sorted(first))])
+
+
+def built(compiler: str) -> Path:
+    """The library's file; compiled now where the cache has none for these sources, flags, compiler and processor."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
+    digest = hashlib.sha256("\0".join([platform.system(), *FLAGS, compiler, processor()]).encode() + version)
+    for path in sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    folder = cache_folder() / "native"
+    target = folder / f"carryall-{digest.hexdigest()[:24]}.so"
+    if is_whole(target):
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock"), timeout=SECONDS):
+        if not is_whole(target):
+            compile_into(compiler, target)
+    return target
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a library is there that loads and speaks this ABI."""
+    if not path.exists():
+        return False
+    try:
+        load(path)
+    except (OSError, RuntimeError):
+        path.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def compile_into(compiler: str, target: Path) -> None:
+    """Compile to `target`, which appears whole or not at all; RuntimeError with the compiler's first words."""
+    code = [str(path) for path in sources() if path.suffix == ".cpp"]
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        new = Path(folder) / target.name
+        done = subprocess.run(
+            [compiler, *FLAGS, *code, "-o", str(new)], capture_output=True, text=True, check=False, timeout=SECONDS
+        )
+        if done.returncode:
+            words = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:300])
+            raise RuntimeError(f"{compiler} failed: {words.strip()}")
+        load(new)
+        new.replace(target)
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The library in that file; OSError where it is none, RuntimeError where it is of another ABI."""
+    found = ctypes.CDLL(str(path))
+    try:
+        version = found.carryall_abi()
+        declare(found)
+    except AttributeError as error:
+        raise RuntimeError(f"{path}: {error}") from None
+    if version != ABI:
+        raise RuntimeError(f"{path} has ABI {version}, expected {ABI}")
+    return found
+
+
+def declare(found: ctypes.CDLL) -> None:
+    """Argument and result types of every function; addresses go as integers."""
+    address, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    call = [address, whole, address, address, address, address, address, whole]
+    signatures: dict[str, tuple[type | None, list[type]]] = {
+        "carryall_normal_vectors": (None, [ctypes.c_uint64, ctypes.c_uint32, whole, address, address, address, address]),
+        "carryall_lists_new": (address, [real, real]),
+        "carryall_lists_free": (None, [address]),
+        "carryall_lists_searches": (whole, [address]),
+        "carryall_lists_kept": (whole, [address]),
+        "carryall_lists_update": (whole, call),
+        "carryall_lists_edges": (whole, [*call[:7], *[address] * 5]),
+        "carryall_lists_failures": (None, [address, address, address]),
+        "carryall_lennard_jones": (whole, [*call, address, whole, address, whole, real, *[address] * 4]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
