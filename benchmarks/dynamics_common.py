@@ -30,6 +30,7 @@ TEMPERATURE = 40.0  # K
 FMAX = 1e-3  # eV/Å
 MOST_STEPS = 1500  # of a relaxation
 ATOMS_IN_FLIGHT = 3000
+WARM_UP = 8
 REFILL = 5  # steps between looks for finished relaxations
 SMALL_CRYSTALS = ((2, 2, 2), (2, 2, 3), (2, 2, 4))  # 32, 48, 64 atoms
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -117,8 +118,6 @@ class Simulation:
     """Takes a number of steps."""
     energies: Callable[[], Sequence[float]]
     """Potential energies, eV, of `systems`."""
-    model: Sequence[tuple[Any, str]] = ()
-    """Where the model is called: an object (or class) and the name of its method."""
     systems: Sequence[int] | None = None
     """Structures that it simulates; None for all."""
     part: float = 1.0
@@ -157,11 +156,15 @@ class Clock:
         return time.process_time() - self.cpu, time.perf_counter() - self.wall
 
 
+Methods = Iterable[tuple[type, str]]
+"""Classes and the names of their methods."""
+
+
 class CallClock:
     """CPU seconds inside the named methods; a method that calls another of them is counted once."""
 
-    def __init__(self, methods: Iterable[tuple[Any, str]]) -> None:
-        self.seconds, self.calls, self._depth = 0.0, 0, 0
+    def __init__(self, methods: Methods) -> None:
+        self.seconds, self._depth = 0.0, 0
         self._methods = [(owner, name, vars(owner).get(name, self), getattr(owner, name)) for owner, name in methods]
 
     def __enter__(self) -> CallClock:
@@ -183,7 +186,6 @@ class CallClock:
                 return method(*arguments, **options)
             finally:
                 self.seconds += time.process_time() - began
-                self.calls += 1
                 self._depth -= 1
 
         return call
@@ -209,20 +211,21 @@ def steps_of(simulation: Simulation, steps: int, budget: float) -> Answer:
     return {"seconds": cpu / n / simulation.part, "wall": wall / n / simulation.part, "steps": n}
 
 
-def inside_of(simulation: Simulation, steps: int) -> Answer:
-    """CPU seconds a step, and those of them inside the model."""
-    if not simulation.model:
-        return {}
-    simulation.run(2)
-    with CallClock(simulation.model) as inside:
+def inside_of(make: Callable[[], Simulation], methods: Methods, steps: int) -> Answer:
+    """CPU seconds a step, and those of them inside the methods."""
+    with CallClock(methods) as inside:  # from before the simulation is made: it may keep a method
+        simulation = make()
+        simulation.run(2)
+        inside.seconds = 0.0
         clock = Clock()
         simulation.run(steps)
         cpu, _ = clock.passed()
-    return {"seconds": cpu / steps, "inside": inside.seconds / steps, "calls": inside.calls / steps}
+    return {"seconds": cpu / steps, "inside": inside.seconds / steps}
 
 
 def relaxed_of(relax: Relax, structures: Structures, option: Answer, out: str) -> Answer:
-    """Time and counts of a relaxation of all; the structures go into the file `out`."""
+    """Time and counts of a relaxation of all, after a few for what is compiled; the structures go into the file `out`."""
+    relax(Structures.joined([structures.one(index) for index in range(min(WARM_UP, len(structures)))]), option)
     clock = Clock()
     found = relax(structures, option)
     cpu, wall = clock.passed()
@@ -233,8 +236,17 @@ def relaxed_of(relax: Relax, structures: Structures, option: Answer, out: str) -
     return {"cpu": cpu / found.part, "wall": wall / found.part, "returned": len(there), **facts}
 
 
-def serve(start: Start, versions: Callable[[], dict[str, str]], relax: Relax | None = None, **more: Any) -> None:
-    """Answer the requests on standard input until it ends. What libraries print goes to standard error."""
+def serve(
+    start: Start,
+    versions: Callable[[], dict[str, str]],
+    relax: Relax | None = None,
+    model: Methods = (),
+    **more: Callable[..., Answer],
+) -> None:
+    """Answer the requests on standard input until it ends. What libraries print goes to standard error.
+
+    model: the methods that evaluate the potential.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -246,14 +258,13 @@ def serve(start: Start, versions: Callable[[], dict[str, str]], relax: Relax | N
         if do == "relax" and relax is not None:
             return relaxed_of(relax, structures, option, **rest)
         if do in more:
-            found: Answer = more[do](structures, **rest)
-            return found
+            return more[do](structures, **rest)
+        if do == "inside":
+            return inside_of(lambda: start(structures, kind, option), model, **rest)
         simulation = start(structures, kind, option)
         try:
             if do == "time":
                 return steps_of(simulation, **rest)
-            if do == "inside":
-                return inside_of(simulation, **rest)
             if do == "energies":
                 simulation.run(rest["steps"])
                 systems = simulation.systems if simulation.systems is not None else range(len(structures))

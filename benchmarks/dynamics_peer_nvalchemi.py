@@ -97,9 +97,7 @@ def start(structures: Structures, kind: str, option: dict[str, Any]) -> Simulati
     dynamics.register_hook(list_hook(model, option))
     dynamics._call_hooks(DynamicsStage.BEFORE_COMPUTE, batch)
     dynamics.compute(batch)
-    return Simulation(
-        lambda steps: dynamics.run(batch, n_steps=steps), lambda: batch.energy.flatten().tolist(), [(model, "forward")]
-    )
+    return Simulation(lambda steps: dynamics.run(batch, n_steps=steps), lambda: batch.energy.flatten().tolist())
 
 
 class DataSet:
@@ -182,4 +180,4 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    serve(start, versions, relax)
+    serve(start, versions, relax, [(LennardJonesModelWrapper, "forward")])

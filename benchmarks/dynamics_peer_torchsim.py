@@ -94,7 +94,7 @@ def start(structures: Structures, kind: str, option: dict[str, Any]) -> Simulati
         for _ in range(steps):
             box[0] = step(state=box[0], model=model, **settings)
 
-    return Simulation(run, lambda: box[0].energy.tolist(), [(model, "forward")])
+    return Simulation(run, lambda: box[0].energy.tolist())
 
 
 def relax(structures: Structures, option: dict[str, Any]) -> Relaxed:
@@ -133,4 +133,4 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    serve(start, versions, relax)
+    serve(start, versions, relax, [(LennardJonesModel, "forward")])

@@ -3,6 +3,7 @@
 from carryall.dynamics.base import BaseDynamics as BaseDynamics
 from carryall.dynamics.convergence import ConvergenceCriterion as ConvergenceCriterion
 from carryall.dynamics.convergence import ConvergenceHook as ConvergenceHook
+from carryall.dynamics.fused import FusedStage as FusedStage
 from carryall.dynamics.hooks import Checkpoint as Checkpoint
 from carryall.dynamics.hooks import CSVLog as CSVLog
 from carryall.dynamics.hooks import EnergyDriftMonitor as EnergyDriftMonitor

@@ -209,7 +209,7 @@ class BaseDynamics(Engine):
         return velocities
 
     def degrees_of_freedom(self, batch: Batch) -> Tensor:
-        """(n_systems,) float64: 3 N less fixed atoms, what the dynamics does not heat, and what constraints take; at least 1."""
+        """(n_systems,) float64: 3 N less fixed atoms, what is not heated, and what constraints take; at least 1."""
         centered = [one for one in self.constraints if getattr(one, "holds_center_of_mass", False)]
         total = degrees_of_freedom(batch, 3 if centered else self.removed_degrees)
         for constraint in self.constraints:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
-from carryall.dynamics.forces import ForceEvaluator, Snapshot
+from carryall.dynamics.forces import ForceEvaluator
 from carryall.dynamics.graduation import graduate
 from carryall.dynamics.hooks.base import HookRegistry, HookStageEnum, entered, name_of, stages_of
 from carryall.dynamics.inflight import Refill, run_in_flight
+from carryall.dynamics.roster import Active, Roster, Standing, within
 from carryall.dynamics.status import OUTCOME, PREVIOUS_ENERGY, REASON, STATUS, SYSTEM_ID, Outcome, ensure_keys, reopen
 from carryall.dynamics.thermo import standard_masses
 from carryall.errors import InputError
@@ -32,15 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("carryall.dynamics")
 NO_ATOMS = "the system has no atoms"
-
-
-@dataclass(frozen=True, eq=False)
-class Active:
-    """A part of an engine and the systems that it moves: mask (n_systems,) bool, None for all, and their number."""
-
-    part: BaseDynamics
-    mask: Tensor | None
-    count: int
 
 
 class Engine:
@@ -75,8 +66,7 @@ class Engine:
         self._steps = self._completed = 0
         self._target: int | None = None
         self._batch: Batch | None = None
-        self._active: tuple[Snapshot, list[Active], Tensor | None, int] | None = None
-        self._unprimed: Tensor | None = None
+        self.roster = Roster()
         for hook in hooks:
             self.register_hook(hook)
 
@@ -199,7 +189,7 @@ class Engine:
         for one in self.active(batch):
             one.part.post_update(batch, one.mask)
             one.part.count(batch, one.mask)
-        self._primed()
+        self.roster.unprimed = None
         self._completed = self._steps + 1
         self.fire(HookStageEnum.AFTER_POST_UPDATE, batch)
         self.fire(HookStageEnum.AFTER_STEP, batch)
@@ -211,22 +201,22 @@ class Engine:
         """One model call; energy, forces, virial and stress of running systems are written to the batch."""
         self.attach(batch)
         for _ in range(batch.n_systems + 1):
-            failures = self.evaluator.evaluate(batch, self._all_running(batch)[0])
+            failures = self.evaluator.evaluate(batch, self.standing(batch).mask)
             for index, reason in failures.items():
                 self.set_aside(batch, index, reason)
             if not failures or self.evaluator.is_current(batch):
                 break
         if primed:
-            self._primed()
-        active, mask, _ = self._systems(batch)
-        if len(self.parts) > 1 or self.parts[0] is not self:
-            self.hooks.on_forces(batch, self, mask)
-        for one in active:
+            self.roster.unprimed = None
+        standing = self.standing(batch)
+        if self.parts[0] is not self:
+            self.hooks.on_forces(batch, self, standing.mask)
+        for one in standing.active:
             one.part.finish_forces(batch, one.mask)
 
     def prime(self, batch: Batch) -> None:
         """Evaluate the forces unless they are those of the positions; fires no hook."""
-        if not self.evaluator.is_current(batch) and self._all_running(batch)[1]:
+        if not self.evaluator.is_current(batch) and self.standing(batch).count:
             self.compute(batch)
 
     def attach(self, batch: Batch) -> None:
@@ -238,7 +228,7 @@ class Engine:
     def _attach(self, batch: Batch, fresh: bool) -> None:
         for part in self.parts:
             part.host = self
-        self._unprimed = None
+        self.roster.unprimed = None
         self.enlist(batch, fresh)
         self._batch = batch
 
@@ -265,7 +255,7 @@ class Engine:
 
     def go_on_with(self, batch: Batch | None, unprimed: Tensor | None, current: bool = True) -> None:
         """Take a batch of enlisted systems; the next step brings the forces of `unprimed` (n_systems,) bool ones."""
-        self._batch, self._unprimed = batch, unprimed
+        self._batch, self.roster.unprimed = batch, unprimed
         if batch is not None and current:
             self.evaluator.mark_current(batch)
 
@@ -276,7 +266,7 @@ class Engine:
 
     def not_done(self, batch: Batch) -> Tensor:
         """(n_systems,) bool, true for systems that are not done, new ones too."""
-        mask = self._all_running(batch)[0]
+        mask = self.standing(batch).mask
         return torch.ones(batch.n_systems, dtype=torch.bool, device=batch.device) if mask is None else mask
 
     def restore(self, batch: Batch, step_count: int, forces_current: bool) -> None:
@@ -308,49 +298,22 @@ class Engine:
         """(n_systems,) bool, true for systems that move now; None when all do."""
         if self.host is not self:
             return next((one.mask for one in self.host.active(batch) if one.part is self), _none(batch))
-        mask = self._all_running(batch)[0]
-        if self._unprimed is None:
-            return mask
-        return ~self._unprimed if mask is None else mask & ~self._unprimed
+        mask = self.standing(batch).mask
+        return mask if self.roster.unprimed is None else within(~self.roster.unprimed, mask)
 
     def n_running(self, batch: Batch) -> int:
         """How many systems are not done."""
         if self.host is not self:
             return next((one.count for one in self.host.active(batch) if one.part is self), 0)
-        return self._all_running(batch)[1]
+        return self.standing(batch).count
 
     def active(self, batch: Batch) -> list[Active]:
         """The parts that have systems to move, new systems without forces left out."""
-        found = self._systems(batch)[0]
-        if self._unprimed is None:
-            return found
-        primed = ~self._unprimed
-        return [Active(one.part, primed if one.mask is None else one.mask & primed, one.count) for one in found]
+        return self.roster.moving(self.standing(batch))
 
-    def _all_running(self, batch: Batch) -> tuple[Tensor | None, int]:
-        """Mask (None for all) and number of systems that are not done, new ones too."""
-        _, mask, count = self._systems(batch)
-        return mask, count
-
-    def _systems(self, batch: Batch) -> tuple[list[Active], Tensor | None, int]:
-        """Who moves which systems; looked at again only when the status was changed."""
-        status = batch.get(STATUS)
-        if self._active is None or not self._active[0].holds(status):
-            masks = self.part_masks(status)
-            counts = torch.stack([mask.sum() for mask in masks]).tolist()
-            whole = batch.n_systems
-            active = [
-                Active(part, None if count == whole else mask, count)
-                for part, mask, count in zip(self.parts, masks, counts, strict=True)
-                if count
-            ]
-            total = sum(counts)
-            mask = None if total == whole else torch.stack(masks).any(0)
-            self._active = (Snapshot.of(status), active, mask, total)
-        return self._active[1:]
-
-    def _primed(self) -> None:
-        self._unprimed = None
+    def standing(self, batch: Batch) -> Standing:
+        """Who moves what, new systems too."""
+        return self.roster.standing(batch.get(STATUS), self.parts, self.part_masks)
 
     # -- forces, for hooks
 
@@ -405,7 +368,7 @@ class Engine:
         """Call the hooks that are due: the engine's own, then those of each part that has systems."""
         if self.hooks.waits_for(stage):
             self.call_hooks(stage, batch)
-        if len(self.parts) > 1 or self.parts[0] is not self:
+        if self.parts[0] is not self:
             for one in self.active(batch):
                 if one.part.hooks.waits_for(stage):
                     one.part.call_hooks(stage, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,9 +45,10 @@ class FusedStage(Engine):
     ) -> None:
         """sub_stages: dynamics, numbered from 0, or pairs (status, dynamics) in ascending order of status.
 
-        entry_status: where new systems start; the first stage's. exit_status: at which they are done; one past the last stage's.
-        n_steps: default of `run`, fused steps. InputError for fewer than one stage, statuses that do not ascend, an exit status
-        that a stage has, and stages with different models, which one model call cannot serve.
+        entry_status: where new systems start; the first stage's by default. exit_status: at which they are done; one past the
+        last stage's by default. n_steps: default of `run`, fused steps.
+        InputError for fewer than one stage, statuses that do not ascend, an exit status that a stage has, and stages with
+        different models, which one model call cannot serve.
         """
         pairs = [one if isinstance(one, tuple) else (index, one) for index, one in enumerate(sub_stages)]
         self._statuses = tuple(status for status, _ in pairs)
@@ -114,8 +116,8 @@ class FusedStage(Engine):
         if not bool(known.all()):
             index = int((~known).nonzero()[0])
             raise InputError(
-                f"system {index} has status {int(status[index])}, which names no stage: the stages have {list(self._statuses)}, "
-                f"and from {self.exit_status} on a system is done"
+                f"system {index} has status {int(status[index])}, which names no stage: the stages have "
+                f"{list(self._statuses)}, and from {self.exit_status} on a system is done"
             )
 
     def _limit(self, n_steps: int | None) -> int | None:
@@ -166,7 +168,8 @@ def fuse(left: BaseDynamics | FusedStage, right: BaseDynamics | FusedStage) -> F
     first = list(left.sub_stages) if isinstance(left, FusedStage) else [(0, left)]
     if isinstance(right, FusedStage) and right._statuses != tuple(range(len(right.parts))):
         raise InputError(
-            f"the right operand of + has statuses of its own {list(right._statuses)}: give all with FusedStage([(status, stage), ...])"
+            f"the right operand of + has statuses of its own {list(right._statuses)}: "
+            "give all with FusedStage([(status, stage), ...])"
         )
     start = first[-1][0] + 1
     rest = [(start + i, part) for i, part in enumerate(right.parts)]
@@ -197,7 +200,7 @@ def _check(statuses: tuple[int, ...], parts: tuple[BaseDynamics, ...]) -> None:
     for part in parts:
         if not isinstance(part, BaseDynamics):
             raise InputError(f"a stage must be a dynamics, got {part!r}; fused stages are joined by +")
-    if any(a >= b for a, b in zip(statuses, statuses[1:], strict=False)) or statuses[0] < 0:
+    if any(a >= b for a, b in pairwise(statuses)) or statuses[0] < 0:
         raise InputError(f"the statuses of the stages must ascend from 0 or more, got {list(statuses)}")
     if len({id(part) for part in parts}) < len(parts):
         raise InputError("the same dynamics is there twice: its state cannot belong to two stages; make two")
@@ -210,7 +213,8 @@ def _check(statuses: tuple[int, ...], parts: tuple[BaseDynamics, ...]) -> None:
     for part in parts[:-1]:
         if not _ends(part):
             raise InputError(
-                f"no system ever leaves {type(part).__name__}: give it a convergence_hook or n_steps, so that the next stage begins"
+                f"no system ever leaves {type(part).__name__}: give it a convergence_hook or n_steps, "
+                "so that the next stage begins"
             )
 
 

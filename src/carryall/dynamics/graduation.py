@@ -9,11 +9,12 @@ from torch import Tensor
 
 from carryall.data.batch import Batch
 from carryall.dynamics.hooks.base import HookStageEnum
+from carryall.dynamics.roster import Active, within
 from carryall.dynamics.status import OUTCOME, STATUS, Outcome
 
 if TYPE_CHECKING:
     from carryall.dynamics.base import BaseDynamics
-    from carryall.dynamics.engine import Active, Engine
+    from carryall.dynamics.engine import Engine
 
 
 def graduate(engine: Engine, batch: Batch) -> Tensor | None:
@@ -37,18 +38,14 @@ def _leaving(engine: Engine, one: Active, batch: Batch) -> tuple[Tensor, Tensor]
     part, hook = one.part, one.part.convergence_hook
     by_criterion = by_steps = None
     if hook is not None and engine.completed_steps % hook.frequency == 0:
-        by_criterion = _within(hook.converged(batch), one.mask)
+        by_criterion = within(hook.converged(batch), one.mask)
     if engine.counts_own_steps and part.n_steps is not None:
-        by_steps = _within(part.steps(batch) >= part.n_steps, one.mask)
+        by_steps = within(part.steps(batch) >= part.n_steps, one.mask)
     if by_criterion is None and by_steps is None:
         return None
     none = torch.zeros(batch.n_systems, dtype=torch.bool, device=batch.device)
     by_criterion, by_steps = (none if found is None else found for found in (by_criterion, by_steps))
     return (by_criterion, by_steps & ~by_criterion) if bool((by_criterion | by_steps).any()) else None
-
-
-def _within(found: Tensor, mask: Tensor | None) -> Tensor:
-    return found if mask is None else found & mask
 
 
 def _move(engine: Engine, batch: Batch, part: BaseDynamics, by_criterion: Tensor, by_steps: Tensor) -> Tensor | None:

@@ -157,7 +157,9 @@ def moving_batch(structures: Sequence[AtomicData], ids: Sequence[int]) -> Batch:
         extras = input_extras(data)
         if held:
             extras["atom_extras"] = {**extras["atom_extras"], MOVE_MASK: move_mask(data)}
-        bare.append(AtomicData(data.positions, data.atomic_numbers, data.cell, data.pbc, **values, **extras).to(dtype=torch.float64))
+        bare.append(
+            AtomicData(data.positions, data.atomic_numbers, data.cell, data.pbc, **values, **extras).to(dtype=torch.float64)
+        )
     batch = Batch.from_data_list(bare, missing_inputs(bare))
     batch.set(SYSTEM_ID, torch.tensor(list(ids), dtype=torch.int64), level="system")
     return batch

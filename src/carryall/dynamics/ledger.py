@@ -1,7 +1,7 @@
 """What became of every input of a run, in one SQLite file: a run that is killed goes on from it and loses nothing.
 
-`ledger.sqlite` has a row for each input that is done (`systems`), the settings of the run (`run`), and the batch that was on its
-way when it was last saved (`in_flight`). It is written in transactions, so that it is whole whenever the process ends.
+`ledger.sqlite` has a row for each input that is done (`systems`), the settings of the run (`run`), and the batch that was on
+its way when it was last saved (`in_flight`). It is written in transactions, so that it is whole whenever the process ends.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, overload
 
 import filelock
 
-from carryall.data.atomic_data import AtomicData
 from carryall.data.batch import Batch
 from carryall.dynamics.blobs import batch_from_bytes, batch_to_bytes, structure_from_bytes, structure_to_bytes
+from carryall.dynamics.results import RelaxResult
 from carryall.errors import CarryallError, InputError
 
 LEDGER, LOCK = "ledger.sqlite", "ledger.lock"
@@ -34,28 +34,6 @@ CREATE TABLE IF NOT EXISTS systems (
 CREATE TABLE IF NOT EXISTS in_flight (part INTEGER PRIMARY KEY, step_count INTEGER NOT NULL, batch BLOB NOT NULL);
 """
 COLUMNS = "id, outcome, reason, steps, energy, fmax, structure, source, frame"
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """What became of one input."""
-
-    index: int
-    """Place in the input."""
-    outcome: str
-    """"converged", "step_budget" or "failed"."""
-    reason: str | None
-    """Why it failed."""
-    steps: int
-    energy: float | None
-    """eV."""
-    fmax: float | None
-    """eV/Å."""
-    structure: AtomicData | None
-    source: str | None = None
-    """File that the input came from."""
-    frame: int | None = None
-    """Its place in that file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,14 +93,14 @@ class Ledger:
 
     # -- results
 
-    def add(self, entries: Iterable[Entry], hashes: Mapping[int, bytes]) -> None:
+    def add(self, results: Iterable[RelaxResult], hashes: Mapping[int, bytes]) -> None:
         """Write what became of inputs, all or none of them; CarryallError when the file cannot be written."""
         rows = [
             (
                 one.index, FINISHED, hashes.get(one.index), one.source, one.frame, one.outcome, one.reason, one.steps,
                 one.energy, one.fmax, None if one.structure is None else structure_to_bytes(one.structure),
             )
-            for one in entries
+            for one in results
         ]  # fmt: skip
         names = "id, state, hash, source, frame, outcome, reason, steps, energy, fmax, structure"
         with self._transaction() as database:
@@ -139,17 +117,17 @@ class Ledger:
         found = self._rows("SELECT hash FROM systems WHERE id = ?", index)
         return found[0][0] if found else None
 
-    def entry(self, index: int) -> Entry | None:
+    def result(self, index: int) -> RelaxResult | None:
         """What became of an input; None while it is not done."""
         found = self._rows(f"SELECT {COLUMNS} FROM systems WHERE id = ? AND state = ?", index, FINISHED)
-        return _entry(found[0]) if found else None
+        return _result(found[0]) if found else None
 
-    def entries(self) -> Iterator[Entry]:
+    def results(self) -> Iterator[RelaxResult]:
         """What became of all inputs that are done, in input order, a few at a time."""
         last = -1
         query = f"SELECT {COLUMNS} FROM systems WHERE id > ? AND state = ? ORDER BY id LIMIT 100"
         while rows := self._rows(query, last, FINISHED):
-            yield from map(_entry, rows)
+            yield from map(_result, rows)
             last = rows[-1][0]
 
     def outcomes(self) -> dict[str, int]:
@@ -241,7 +219,7 @@ class Ledger:
             raise CarryallError(f"{self.path} cannot be written: {error}") from error
 
 
-class LedgerResults(Sequence[Entry]):
+class LedgerResults(Sequence[RelaxResult]):
     """What became of every input, read from the run folder when asked for; in input order."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -255,10 +233,10 @@ class LedgerResults(Sequence[Entry]):
         return int(self._length)
 
     @overload
-    def __getitem__(self, index: int) -> Entry: ...
+    def __getitem__(self, index: int) -> RelaxResult: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+    def __getitem__(self, index: slice) -> list[RelaxResult]: ...
+    def __getitem__(self, index: int | slice) -> RelaxResult | list[RelaxResult]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = index + len(self) if index < 0 else index
@@ -266,15 +244,15 @@ class LedgerResults(Sequence[Entry]):
             raise IndexError(f"there is no result {index}: the run has {len(self)}")
         return next(self._read(place))
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[RelaxResult]:
         return self._read(0)
 
-    def _read(self, first: int) -> Iterator[Entry]:
+    def _read(self, first: int) -> Iterator[RelaxResult]:
         # Inputs are numbered without gaps, so that a place is an id once all are done.
         query = f"SELECT {COLUMNS} FROM systems WHERE state = ? ORDER BY id LIMIT -1 OFFSET ?"
         with self._opened() as database:
             for row in database.execute(query, (FINISHED, first)):
-                yield _entry(row)
+                yield _result(row)
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
@@ -310,7 +288,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _entry(row: Sequence[Any]) -> Entry:
+def _result(row: Sequence[Any]) -> RelaxResult:
     index, outcome, reason, steps, energy, fmax, structure, source, frame = row
     data = None if structure is None else structure_from_bytes(structure)
-    return Entry(index, outcome, reason, steps, energy, fmax, data, source, frame)
+    return RelaxResult(index, outcome, reason, steps, energy, fmax, data, source, frame)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ LEAST_BYTES_PER_ATOM = 2000
 """What dynamics keeps of an atom and its neighbours, beside the model."""
 PROBE_ATOMS, PROBE_SECONDS = (500, 2000, 8000), 0.3
 """Sizes that are tried, and the time of a step after which no larger one is."""
+DENSER = 20
+"""How many times denser than the first structures others may well be."""
 WORTH = 0.9
 """A larger batch pays while the smaller one has less than this part of its rate."""
 
@@ -63,7 +66,7 @@ class BatchLimits:
         edges = 0 if self.memory_edges is None else n_edges(data, cutoff)
         for found, limit, what in ((data.n_atoms, self.memory_atoms, "atoms"), (edges, self.memory_edges, "neighbour pairs")):
             if limit is not None and found > limit:
-                return f"it has {found} {what}, and {limit} are what is predicted to fit into memory: make it smaller, or free memory"
+                return f"it has {found} {what}, {limit} are predicted to fit into memory: make it smaller, or free memory"
         return None
 
 
@@ -86,8 +89,10 @@ def automatic_limits(
     fit = int(FRACTION * free_memory(make().model) / per_atom)
     pairs = max(last.n_edges / last.n_atoms, 1.0)
     best = best_size(probes, high) if for_speed and not on_gpu else high
-    atoms = min(max(min(fit, best), low), high)
-    return BatchLimits(atoms, int(pairs * max(fit, low)), max(fit, low), int(pairs * max(fit, low)))
+    fit = max(fit, low)
+    atoms, most_pairs = min(max(best, low), fit, high), int(pairs * fit)
+    # counting pairs costs a search for each structure: not where even a far denser batch would fit
+    return BatchLimits(atoms, None if fit > DENSER * atoms else most_pairs, fit, most_pairs)
 
 
 def measure(make: Callable[[], BaseDynamics], samples: Sequence[AtomicData]) -> list[Probe]:
@@ -111,7 +116,7 @@ def measure(make: Callable[[], BaseDynamics], samples: Sequence[AtomicData]) -> 
 
 
 def best_size(probes: Sequence[Probe], largest: int) -> int:
-    """Atoms beyond which a batch gains nothing: the smallest with nearly the best rate, twice the last while rates still grow."""
+    """Atoms beyond which a batch gains nothing: the smallest with nearly the best rate, twice the last if rates still grow."""
     rates = [one.n_atoms / max(one.seconds, 1e-9) for one in probes]
     good = next(i for i, rate in enumerate(rates) if rate >= WORTH * max(rates))
     still = good == len(probes) - 1 and probes[good].seconds <= PROBE_SECONDS
@@ -180,7 +185,7 @@ def _step(dynamics: BaseDynamics, batch: Batch) -> float:
 def _slope(probes: Sequence[Probe]) -> float:
     """Bytes an atom: the steepest there is between two sizes, or from nothing to the largest."""
     points = [(0, 0), *((one.n_atoms, one.n_bytes or 0) for one in probes)]
-    steps = [(b - a) / (n - m) for (m, a), (n, b) in zip(points, points[1:], strict=False)]
+    steps = [(b - a) / (n - m) for (m, a), (n, b) in pairwise(points)]
     return max(points[-1][1] / points[-1][0], steps[-1])
 
 

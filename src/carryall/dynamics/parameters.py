@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,7 +35,7 @@ class Ramp:
     def __post_init__(self) -> None:
         steps = list(self.steps)
         whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) and one >= 0 for one in steps)
-        if not steps or not whole or any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+        if not steps or not whole or any(a >= b for a, b in pairwise(steps)):
             raise InputError(f"steps of a Ramp must be ascending whole numbers of at least 0, got {self.steps!r}")
         if len(self.values) != len(steps):
             raise InputError(f"a Ramp needs one value for each of its {len(steps)} steps, got {len(self.values)}")
@@ -60,7 +62,9 @@ class Parameter:
         rows = [checked(name, one, positive=positive, signed=signed) for one in ramp.values]
         width = max(len(row) for row in rows)
         if any(len(row) not in (1, width) for row in rows):
-            raise InputError(f"the values of a Ramp for {name} have {sorted({len(row) for row in rows})} numbers: give one count")
+            raise InputError(
+                f"the values of a Ramp for {name} have {sorted({len(row) for row in rows})} numbers: give one count"
+            )
         full = tuple(tuple(row) if len(row) == width else tuple(row * width) for row in rows)
         return cls(name, float(unit), tuple(int(one) for one in ramp.steps), full)
 
@@ -74,11 +78,8 @@ class Parameter:
 
         A setting with one number for each system goes by `system_id`, so that it follows a system through refills.
         """
-        table = torch.tensor(self.values, dtype=torch.float64, device=batch.device) * self.unit
-        if len(self.values[0]) == 1:
-            rows = table.expand(-1, batch.n_systems)
-        else:
-            rows = table[:, self._index(batch)]
+        table = torch.from_numpy(self._table).to(batch.device)
+        rows = table.expand(-1, batch.n_systems) if len(self.values[0]) == 1 else table[:, self._index(batch)]
         if steps is None or self.constant:
             return rows[0].clone()
         at = torch.tensor(self.steps, dtype=torch.float64, device=batch.device)
@@ -86,14 +87,20 @@ class Parameter:
         low, high = at[right - 1], at[right]
         part = ((steps.double() - low) / (high - low)).clamp(0.0, 1.0)
         below, above = (rows.gather(0, index[None])[0] for index in (right - 1, right))
-        return below + part * (above - below)
+        # Exactly the last value at the end: below + (above - below) may miss it by a rounding.
+        return torch.where(part < 1.0, below + part * (above - below), above)
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        return np.array(self.values) * self.unit
 
     def _index(self, batch: Batch) -> Tensor:
         count = len(self.values[0])
         ids = batch.get(SYSTEM_ID) if SYSTEM_ID in batch else torch.arange(batch.n_systems, device=batch.device)
-        if batch.n_systems and not 0 <= int(ids.min()) <= int(ids.max()) < count:
+        if batch.n_systems and bool(((ids < 0) | (ids >= count)).any()):
+            stranger = int(ids[(ids < 0) | (ids >= count)][0])
             raise InputError(
-                f"{self.name} has {count} values but there is a system with the id {int(ids.max())}: "
+                f"{self.name} has {count} values but there is a system with the id {stranger}: "
                 "give one value, or one for each system_id, from 0 on"
             )
         return ids

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from carryall.data.atomic_data import AtomicData
 from carryall.data.batch import Batch
-from carryall.dynamics.status import SYSTEM_ID
-from carryall.dynamics.thermo import MOVE_MASK, standard_masses
+from carryall.dynamics.thermo import MOVE_MASK
 from carryall.errors import InputError
 from carryall.graph.neighbor_search import neighbor_edges, type_indices
 from carryall.graph.potential import Potential
@@ -19,12 +18,25 @@ from carryall.graph.potential import Potential
 if TYPE_CHECKING:
     import ase
 
-OneStructure: TypeAlias = "AtomicData | ase.Atoms"
+OneStructure: TypeAlias = "AtomicData | ase.Atoms | Sourced"
 Structures: TypeAlias = "OneStructure | Batch | Iterable[OneStructure]"
 
 CONTACT = 0.5
 """Å, reach of the search that finds coincident atoms; they are much closer."""
 ERRORS = ("raise", "set_aside")
+
+
+@dataclass(frozen=True, eq=False)
+class Sourced:
+    """A structure that came from a file, or why it could not be read."""
+
+    data: AtomicData | None
+    source: str
+    """Name of the file."""
+    frame: int | None = None
+    """Its place in the file."""
+    reason: str | None = None
+    """Why there is no structure."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,30 +46,46 @@ class Input:
     index: int
     data: AtomicData | None
     reason: str | None = None
+    source: str | None = None
+    frame: int | None = None
 
 
-def structure_list(structures: Structures) -> list[Any]:
-    """One structure, a batch or many structures as a list; nothing is converted yet."""
+def structure_iterable(structures: Structures) -> Iterable[Any]:
+    """One structure, a batch or many structures as something to go through; nothing is read or converted yet."""
     if isinstance(structures, Batch):
         return structures.to_data_list()
-    if isinstance(structures, AtomicData) or hasattr(structures, "get_atomic_numbers"):
+    if isinstance(structures, (AtomicData, Sourced)) or hasattr(structures, "get_atomic_numbers"):
         return [structures]
-    if isinstance(structures, (str, bytes)) or not isinstance(structures, Iterable):
+    if isinstance(structures, (str, bytes, Mapping)) or not isinstance(structures, Iterable):
         raise InputError(
             f"structures must be AtomicData, ase.Atoms, a Batch, or several of them, got {structures!r}: "
             "read a file with carryall.data.read_structures"
         )
-    return list(structures)
+    return structures
 
 
 def checked_input(index: int, structure: Any, potential: Potential) -> Input:
     """A structure that the potential can work on, or the reason why not."""
+    one = read_input(index, structure)
+    if one.data is None or one.reason is not None:
+        return one
     try:
-        data = structure if isinstance(structure, AtomicData) else _from_ase(structure)
-        check_structure(data, potential)
+        check_structure(one.data, potential)
     except InputError as error:
-        return Input(index, structure if isinstance(structure, AtomicData) else None, str(error))
-    return Input(index, data)
+        return replace(one, reason=str(error))
+    return one
+
+
+def read_input(index: int, structure: Any) -> Input:
+    """A structure as AtomicData, not yet checked, or the reason why there is none."""
+    if isinstance(structure, Sourced):
+        if structure.data is None:
+            return Input(index, None, structure.reason or "it could not be read", structure.source, structure.frame)
+        return Input(index, structure.data, None, structure.source, structure.frame)
+    try:
+        return Input(index, structure if isinstance(structure, AtomicData) else _from_ase(structure))
+    except InputError as error:
+        return Input(index, None, str(error))
 
 
 def check_structure(data: AtomicData, potential: Potential) -> None:
@@ -65,51 +93,19 @@ def check_structure(data: AtomicData, potential: Potential) -> None:
     if data.n_atoms == 0:
         raise InputError("the structure has no atoms")
     type_indices(data.atomic_numbers, potential.spec.type_map)
+    if MOVE_MASK in data.atom_extras and data.atom_extras[MOVE_MASK].numel() not in (data.n_atoms, 3 * data.n_atoms):
+        shape = tuple(data.atom_extras[MOVE_MASK].shape)
+        raise InputError(f"move_mask has shape {shape}, expected ({data.n_atoms}, 3) or ({data.n_atoms},)")
     cell = torch.zeros(3, 3) if data.cell is None else data.cell
     positions = data.positions.detach().cpu().double().numpy()
     neighbor_edges(positions, cell.detach().cpu().double().numpy(), data.pbc.cpu().numpy(), CONTACT)
 
 
-def check_inputs(structures: Sequence[Any], potential: Potential) -> None:
+def check_all(inputs: Iterable[Input]) -> None:
     """InputError with the index of the first structure that cannot be worked on."""
-    for index, structure in enumerate(structures):
-        found = checked_input(index, structure, potential)
-        if found.reason is not None:
-            raise InputError(f"structure {index}: {found.reason}")
-
-
-def chunks(inputs: Iterable[Input], max_atoms: int) -> Iterator[list[Input]]:
-    """Runs of inputs with at most `max_atoms` atoms together; a larger structure is alone. Unusable inputs pass too."""
-    held: list[Input] = []
-    atoms = 0
     for one in inputs:
-        size = 0 if one.data is None else one.data.n_atoms
-        if held and atoms + size > max_atoms:
-            yield held
-            held, atoms = [], 0
-        held.append(one)
-        atoms += size
-    if held:
-        yield held
-
-
-def working_batch(inputs: Sequence[Input], velocities: bool = False) -> Batch:
-    """A batch of what dynamics needs of the structures, float64; `system_id` is the input's index."""
-    bare = []
-    held = any(one.data is not None and MOVE_MASK in one.data.atom_extras for one in inputs)
-    for one in inputs:
-        assert one.data is not None
-        data = one.data
-        values: dict[str, Any] = {"masses": standard_masses(data.atomic_numbers) if data.masses is None else data.masses}
-        if velocities:
-            values["velocities"] = torch.zeros_like(data.positions) if data.velocities is None else data.velocities
-        if held:
-            values["atom_extras"] = {MOVE_MASK: _move_mask(data)}
-        moving = AtomicData(data.positions, data.atomic_numbers, data.cell, data.pbc, **values)
-        bare.append(moving.to(dtype=torch.float64))
-    batch = Batch.from_data_list(bare)
-    batch.set(SYSTEM_ID, torch.tensor([one.index for one in inputs]), level="system")
-    return batch
+        if one.reason is not None:
+            raise InputError(f"structure {one.index}: {one.reason}")
 
 
 def finished_structure(original: AtomicData, batch: Batch, index: int) -> AtomicData:
@@ -138,14 +134,38 @@ def check_errors_argument(errors: str) -> None:
         raise InputError(f"errors must be one of {', '.join(map(repr, ERRORS))}, got {errors!r}")
 
 
-def _move_mask(data: AtomicData) -> torch.Tensor:
-    mask = data.atom_extras.get(MOVE_MASK)
-    if mask is None:
-        return torch.ones(data.n_atoms, 3, dtype=torch.bool)
-    return mask.to(torch.bool).reshape(data.n_atoms, -1).expand(-1, 3)
-
-
 def _from_ase(structure: Any) -> AtomicData:
     if not hasattr(structure, "get_atomic_numbers"):
         raise InputError(f"expected AtomicData or ase.Atoms, got {type(structure).__name__}")
     return AtomicData.from_ase(structure)
+
+
+def structure_list(structures: Structures) -> list[Any]:
+    return list(structure_iterable(structures))
+
+
+def check_inputs(structures: Any, potential: Potential) -> None:
+    check_all(checked_input(i, one, potential) for i, one in enumerate(structures))
+
+
+def chunks(inputs: Any, max_atoms: int) -> Any:
+    held: list[Input] = []
+    atoms = 0
+    for one in inputs:
+        size = 0 if one.data is None else one.data.n_atoms
+        if held and atoms + size > max_atoms:
+            yield held
+            held, atoms = [], 0
+        held.append(one)
+        atoms += size
+    if held:
+        yield held
+
+
+def working_batch(inputs: Any, velocities: bool = False) -> Batch:
+    from carryall.dynamics.inflight import moving_batch
+
+    batch = moving_batch([one.data for one in inputs], [one.index for one in inputs])
+    if velocities and "velocities" not in batch:
+        batch.velocities = torch.zeros_like(batch.positions)
+    return batch

@@ -30,12 +30,15 @@ WEIGHTS = {
 }
 """Parts of the time that an update of the chain is split into (Suzuki 1990, Yoshida 1990), by their number."""
 
+FEW = 8
+"""Up to so many systems plain numbers are cheaper than arrays."""
+
 Array = Any
-"""A numpy array or a tensor of float64: the arithmetic below is the same for both."""
+"""A number, a numpy array (n,) or a tensor (n,), of float64: the arithmetic below is the same for all."""
 
 
 def chain_masses(kT: Array, degrees: Array, tau: Array, length: int) -> list[Array]:
-    """Q_1 = N_f k_B T tau² and Q_j = k_B T tau²: `length` rows (n,), from kT (n,), degrees (n,) and tau (n,)."""
+    """Q_1 = N_f k_B T tau² and Q_j = k_B T tau², by links."""
     one = kT * (tau * tau)
     return [degrees * one, *([one] * (length - 1))]
 
@@ -51,20 +54,20 @@ def chain_energy(eta: Array, speed: Array, kT: Array, degrees: Array, masses: Se
 
 def chain_step(
     twice_kinetic: Array,
-    eta: Array,
-    speed: Array,
+    eta: Sequence[Array],
+    speed: Sequence[Array],
     kT: Array,
     degrees: Array,
     masses: Sequence[Array],
     time: Array,
     weights: Sequence[float] = WEIGHTS[3],
-) -> tuple[Array, Array, Array]:
-    """Move chains, and what they hold, for `time` (n,): the factor (n,) of the held velocities, new eta and speed (n, length).
+) -> tuple[Array, list[Array], list[Array]]:
+    """Move chains, and what they hold, for `time`: the factor of the held velocities, and new eta and speed, by links.
 
-    twice_kinetic (n,): sum of m v² of what is held; speed is the rate of eta. Martyna, Tuckerman, Tobias and Klein, Mol. Phys.
-    87, 1117 (1996), eq. 29; in the order of operations of Tuckerman, Statistical Mechanics (2010), sec. 4.11.
+    twice_kinetic: sum of m v² of what is held; speed is the rate of eta. Martyna, Tuckerman, Tobias and Klein, Mol. Phys. 87,
+    1117 (1996), eq. 29; in the order of operations of Tuckerman, Statistical Mechanics (2010), sec. 4.11.
     """
-    x, v = ([rows[:, j] for j in range(len(masses))] for rows in (eta, speed))
+    x, v = list(eta), list(speed)
     factor: Array = 1.0
     for weight in weights:
         part = weight * time
@@ -75,8 +78,7 @@ def chain_step(
         x = [place + part * rate for place, rate in zip(x, v, strict=True)]
         for j in range(len(v)):
             v[j] = _kicked_link(j, v, twice_kinetic, kT, degrees, masses, part)
-    stack = np.stack if isinstance(kT, np.ndarray) else torch.stack
-    return factor, stack(x, 1), stack(v, 1)
+    return factor, x, v
 
 
 def moved_chain(
@@ -89,12 +91,24 @@ def moved_chain(
     time: Tensor,
     weights: Sequence[float] = WEIGHTS[3],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`chain_step` of tensors; on the CPU in numpy, whose calls cost a fraction of torch's for small arrays."""
+    """`chain_step` of tensors: eta and speed (n, length), all else (n,).
+
+    On the CPU in numpy, or in plain numbers for a few systems: the same operations, correctly rounded alike, in cheaper calls.
+    """
+    n, length = eta.shape
     if kT.device.type != "cpu":
-        return chain_step(twice_kinetic, eta, speed, kT, degrees, masses, time, weights)
-    arrays = (one.numpy() for one in (twice_kinetic, eta, speed, kT, degrees))
-    moved = chain_step(*arrays, [one.numpy() for one in masses], time.numpy(), weights)
-    return torch.from_numpy(moved[0]), torch.from_numpy(moved[1]), torch.from_numpy(moved[2])
+        factor, x, v = chain_step(twice_kinetic, eta.unbind(1), speed.unbind(1), kT, degrees, masses, time, weights)
+        return factor, torch.stack(x, 1), torch.stack(v, 1)
+    table = np.stack([one.numpy() for one in (twice_kinetic, kT, degrees, time, *eta.unbind(1), *speed.unbind(1), *masses)])
+    in_numbers = 0 < n <= FEW
+    moved = []
+    with np.errstate(all="ignore"):  # a system that explodes is set aside once its forces are not finite
+        for kinetic, energy, count, span, *links in table.T.tolist() if in_numbers else [table]:
+            eta_links, speed_links, mass_links = (links[k * length : (k + 1) * length] for k in range(3))
+            factor, x, v = chain_step(kinetic, eta_links, speed_links, energy, count, mass_links, span, weights)
+            moved.append([factor, *x, *v])
+    rows = torch.from_numpy(np.array(moved).T if in_numbers else np.stack(moved[0]))
+    return rows[0], rows[1 : 1 + length].T.contiguous(), rows[1 + length :].T.contiguous()
 
 
 def _kicked_link(
@@ -111,7 +125,9 @@ def _kicked_link(
 
 def _exp(x: Array) -> Array:
     """Python's on the CPU: a vectorised one may differ in the last bit with the place in the array."""
-    return np.array([math.exp(min(one, 700.0)) for one in x.tolist()]) if isinstance(x, np.ndarray) else torch.exp(x)
+    if isinstance(x, Tensor):
+        return torch.exp(x)
+    return np.array([_exp(one) for one in x.tolist()]) if isinstance(x, np.ndarray) else math.exp(min(x, 700.0))
 
 
 class NVTNoseHoover(BaseDynamics):

@@ -1,0 +1,90 @@
+"""What became of each structure of a relaxation, and the two files that tell it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from carryall.data.atomic_data import AtomicData
+from carryall.data.extxyz import format_frame
+
+RELAXED, RESULTS = "relaxed.extxyz", "results.csv"
+COLUMNS = {
+    "index": "1",
+    "input": "1",
+    "frame": "1",
+    "outcome": "1",
+    "steps": "1",
+    "energy": "eV",
+    "fmax": "eV/angstrom",
+    "reason": "1",
+}
+"""Columns of results.csv and their units."""
+
+
+@dataclass(frozen=True, eq=False)
+class RelaxResult:
+    """What became of one structure."""
+
+    index: int
+    """Place of the structure in the input."""
+    outcome: str
+    """"converged", "step_budget" or "failed"."""
+    reason: str | None
+    """Why it failed."""
+    steps: int
+    """Steps taken."""
+    energy: float | None
+    """eV; None when the structure failed."""
+    fmax: float | None
+    """Largest force, eV/Å, of the cell too where that moves; None when the structure failed."""
+    structure: AtomicData | None
+    """The structure with its last positions and cell, energy, forces and stress; None when the input could not even be read."""
+    source: str | None = None
+    """File that it came from, where that is known."""
+    frame: int | None = None
+    """Place in that file."""
+
+
+def export(folder: Path, results: Iterable[RelaxResult]) -> None:
+    """relaxed.extxyz (what did not fail) and results.csv (all), in the order of the results; each appears when complete."""
+    with _complete(folder / RELAXED) as frames, _complete(folder / RESULTS) as table:
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerows([list(COLUMNS), list(COLUMNS.values())])
+        for one in results:
+            rows.writerow(_row(one))
+            if one.energy is not None and one.structure is not None and one.structure.n_atoms:
+                frames.write(format_frame(_labelled(one)))
+    if not (folder / RELAXED).stat().st_size:
+        (folder / RELAXED).unlink()
+
+
+def _row(one: RelaxResult) -> list[object]:
+    frame = "" if one.frame is None else one.frame
+    numbers = [f"{value:{form}}" if value is not None else "" for value, form in ((one.energy, ".10g"), (one.fmax, ".6g"))]
+    return [one.index, one.source or "", frame, one.outcome, one.steps, *numbers, one.reason or ""]
+
+
+def _labelled(one: RelaxResult) -> AtomicData:
+    """The structure with what tells where it came from in `info`."""
+    assert one.structure is not None
+    facts = {"source": one.source, "frame": one.frame, "index": one.index, "outcome": one.outcome}
+    info = {**one.structure.info, **{name: value for name, value in facts.items() if value is not None}}
+    return one.structure.replace(info=info)
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[IO[str]]:
+    """A file that gets its name when all is written."""
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

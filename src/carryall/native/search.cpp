@@ -1,0 +1,403 @@
+// All neighbours of one system within a distance: any cell, any periodicity, atoms in and out of the cell.
+//
+// Atoms are wrapped into the cell along periodic axes. Candidates are the images of every atom that lie within reach of the
+// wrapped atoms' box, in the order of atom and lattice vectors, so that lists come out sorted when candidates are met in turn.
+// Small systems compare every centre with every candidate, large ones look candidates up among binned centres.
+#include <cmath>
+#include <limits>
+
+#include "lists.h"
+#include "pack.h"
+
+namespace carryall {
+namespace {
+
+constexpr double FARTHEST = 1e9;            // cells from the origin; beyond, shifts do not fit and positions have no digits left
+constexpr double SLACK = 1e-6;              // in fractions of a cell, for rounding
+constexpr int64_t COMPARE_ALL = 1 << 18;    // pairs of centre and candidate up to which bins do not pay
+constexpr int64_t LARGEST = 1 << 28;        // images, whose places are multiplied by four in 32 bits
+
+struct Frame {
+  double box[9], inverse[9], heights[3];
+};
+
+void cross(const double* a, const double* b, double* c) {
+  c[0] = a[1] * b[2] - a[2] * b[1];
+  c[1] = a[2] * b[0] - a[0] * b[2];
+  c[2] = a[0] * b[1] - a[1] * b[0];
+}
+
+double dot(const double* a, const double* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+
+bool normalize(double* a) {
+  const double length = std::sqrt(dot(a, a));
+  if (!(length > 0) || !std::isfinite(length)) return false;
+  for (int k = 0; k < 3; k++) a[k] /= length;
+  return true;
+}
+
+// Missing vectors of open axes become unit vectors normal to the others, as complete_cell of neighbor_search.py makes them.
+bool complete(const double* cell, const uint8_t* pbc, double* box) {
+  std::memcpy(box, cell, 9 * sizeof(double));
+  bool missing[3];
+  int count = 0;
+  for (int a = 0; a < 3; a++) {
+    for (int k = 0; k < 3; k++)
+      if (!std::isfinite(cell[3 * a + k])) return false;
+    missing[a] = box[3 * a] == 0 && box[3 * a + 1] == 0 && box[3 * a + 2] == 0;
+    if (missing[a] && pbc[a]) return false;
+    count += missing[a];
+  }
+  if (count == 3) {
+    for (int k = 0; k < 9; k++) box[k] = k % 4 == 0;
+    return true;
+  }
+  if (count == 2) {
+    const int kept = !missing[0] ? 0 : !missing[1] ? 1 : 2;
+    const double* a = box + 3 * kept;
+    int least = 0;
+    for (int k = 1; k < 3; k++)
+      if (std::fabs(a[k]) < std::fabs(a[least])) least = k;
+    double axis[3] = {0, 0, 0};
+    axis[least] = 1;
+    double* b = box + 3 * ((kept + 1) % 3);
+    double* c = box + 3 * ((kept + 2) % 3);
+    cross(a, axis, b);
+    if (!normalize(b)) return false;
+    cross(a, b, c);
+    return normalize(c);
+  }
+  if (count == 1) {
+    const int a = missing[0] ? 0 : missing[1] ? 1 : 2;
+    cross(box + 3 * ((a + 1) % 3), box + 3 * ((a + 2) % 3), box + 3 * a);
+    return normalize(box + 3 * a);
+  }
+  return true;
+}
+
+bool make_frame(const double* cell, const uint8_t* pbc, Frame& frame) {
+  if (!complete(cell, pbc, frame.box)) return false;
+  const double* h = frame.box;
+  double normal[3][3], product = 1;
+  for (int a = 0; a < 3; a++) {
+    cross(h + 3 * ((a + 1) % 3), h + 3 * ((a + 2) % 3), normal[a]);
+    product *= std::sqrt(dot(h + 3 * a, h + 3 * a));
+  }
+  const double volume = dot(h, normal[0]);
+  if (!(std::fabs(volume) >= 1e-8 * std::max(product, 1e-300)) || !std::isfinite(volume)) return false;
+  for (int a = 0; a < 3; a++) {
+    for (int k = 0; k < 3; k++) frame.inverse[3 * k + a] = normal[a][k] / volume;
+    frame.heights[a] = std::fabs(volume) / std::sqrt(dot(normal[a], normal[a]));
+  }
+  return true;
+}
+
+// Positions inside the cell along periodic axes, their fractions and the lattice vectors taken off. False: too far out.
+bool wrap(const double* positions, int64_t n, const uint8_t* pbc, const Frame& frame, Workspace& work, int64_t& atom) {
+  work.fractional.resize(3 * n), work.wrapped.resize(3 * n), work.wraps.resize(3 * n);
+  for (int64_t i = 0; i < n; i++) {
+    const double* r = positions + 3 * i;
+    double whole[3];
+    for (int k = 0; k < 3; k++) {
+      const double f = r[0] * frame.inverse[k] + r[1] * frame.inverse[3 + k] + r[2] * frame.inverse[6 + k];
+      whole[k] = pbc[k] ? std::floor(f) : 0.0;
+      if (!(std::fabs(whole[k]) < FARTHEST)) {
+        atom = i;
+        return false;
+      }
+      work.fractional[3 * i + k] = f - whole[k];
+      work.wraps[3 * i + k] = int32_t(whole[k]);
+    }
+    for (int k = 0; k < 3; k++) {
+      const double shift = whole[0] * frame.box[k] + whole[1] * frame.box[3 + k] + whole[2] * frame.box[6 + k];
+      work.wrapped[3 * i + k] = r[k] - shift;
+    }
+  }
+  return true;
+}
+
+struct Bounds {
+  double low[3], high[3];
+};
+
+Bounds bounds_of(const std::vector<double>& rows, int64_t n) {
+  Bounds b;
+  for (int k = 0; k < 3; k++) b.low[k] = std::numeric_limits<double>::infinity(), b.high[k] = -b.low[k];
+  for (int64_t i = 0; i < n; i++)
+    for (int k = 0; k < 3; k++) {
+      b.low[k] = std::min(b.low[k], rows[3 * i + k]);
+      b.high[k] = std::max(b.high[k], rows[3 * i + k]);
+    }
+  return b;
+}
+
+// Images of all atoms that can have a neighbour, in the order of atom and lattice vectors.
+void list_candidates(int64_t n, const uint8_t* pbc, const Frame& frame, double reach, Workspace& work) {
+  const Bounds fractions = bounds_of(work.fractional, n), box = bounds_of(work.wrapped, n);
+  work.x.clear(), work.y.clear(), work.z.clear(), work.atom.clear(), work.image.clear();
+  work.self.resize(n);
+  for (int64_t j = 0; j < n; j++) {
+    int32_t from[3], to[3];
+    for (int k = 0; k < 3; k++) {
+      const double margin = reach / frame.heights[k] + SLACK, f = work.fractional[3 * j + k];
+      from[k] = pbc[k] ? int32_t(std::ceil(fractions.low[k] - margin - f)) : 0;
+      to[k] = pbc[k] ? int32_t(std::floor(fractions.high[k] + margin - f)) : 0;
+    }
+    const double* r = &work.wrapped[3 * j];
+    for (int32_t a = from[0]; a <= to[0]; a++)
+      for (int32_t b = from[1]; b <= to[1]; b++)
+        for (int32_t c = from[2]; c <= to[2]; c++) {
+          double p[3];
+          bool near = true;
+          for (int k = 0; k < 3; k++) {
+            p[k] = r[k] + (a * frame.box[k] + b * frame.box[3 + k] + c * frame.box[6 + k]);
+            near = near && p[k] >= box.low[k] - reach && p[k] <= box.high[k] + reach;
+          }
+          if (a == 0 && b == 0 && c == 0) work.self[j] = int32_t(work.atom.size());
+          else if (!near) continue;
+          work.x.push_back(p[0]), work.y.push_back(p[1]), work.z.push_back(p[2]);
+          work.atom.push_back(int32_t(j));
+          work.image.insert(work.image.end(), {a, b, c});
+        }
+  }
+  if (int64_t(work.atom.size()) > LARGEST) throw std::bad_alloc();
+}
+
+// Every centre against every candidate.
+void compare_all(int64_t n, double reach, Workspace& work, List& list) {
+  const int64_t m = int64_t(work.atom.size());
+  list.ptr.assign(1, 0);
+  list.edge.clear();
+  size_t filled = 0;
+  for (int64_t c = 0; c < n; c++) {
+    if (list.edge.size() < filled + m + LANES) list.edge.resize(std::max<size_t>(2 * list.edge.size(), filled + m + LANES));
+    const double center[3] = {work.wrapped[3 * c], work.wrapped[3 * c + 1], work.wrapped[3 * c + 2]};
+    filled += within(center, work.x.data(), work.y.data(), work.z.data(), 0, m, reach * reach, list.edge.data() + filled);
+    // the centre itself is among them, once
+    int32_t* begin = list.edge.data() + list.ptr.back();
+    int32_t* end = list.edge.data() + filled;
+    int32_t* self = std::lower_bound(begin, end, work.self[c]);
+    std::copy(self + 1, end, self);
+    filled--;
+    list.ptr.push_back(int64_t(filled));
+  }
+  list.edge.resize(filled);
+}
+
+// Atoms sorted by bins: rows along x, each row's bins one after another. A table of all bins where there are not too many of
+// them, else the occupied bins' keys in ascending order.
+struct Bins {
+  double low[3], width[3];
+  int64_t size[3];
+  bool table;
+
+  int64_t place(double x, int k) const {
+    const double at = std::floor((x - low[k]) / width[k]);
+    return at < 0 ? 0 : at >= double(size[k]) ? size[k] - 1 : int64_t(at);
+  }
+  int64_t key(int64_t x, int64_t y, int64_t z) const { return (z * size[1] + y) * size[0] + x; }
+
+  // [begin, end) of the atoms in bins x0 to x1 of a row
+  void row(const Workspace& work, int64_t x0, int64_t x1, int64_t y, int64_t z, int64_t& begin, int64_t& end) const {
+    const int64_t a = key(x0, y, z), b = key(x1, y, z);
+    if (table) {
+      begin = work.start[a], end = work.start[b + 1];
+      return;
+    }
+    begin = std::lower_bound(work.key.begin(), work.key.end(), a) - work.key.begin();
+    end = std::upper_bound(work.key.begin() + begin, work.key.end(), b) - work.key.begin();
+  }
+};
+
+Bins make_bins(int64_t n, double reach, Workspace& work) {
+  const Bounds box = bounds_of(work.wrapped, n);
+  Bins bins;
+  double total = 1;
+  for (int k = 0; k < 3; k++) {
+    bins.low[k] = box.low[k];
+    bins.width[k] = std::max(reach / (k == 0 ? 4 : 2), (box.high[k] - box.low[k]) / double(1 << 20));
+    bins.size[k] = int64_t((box.high[k] - box.low[k]) / bins.width[k]) + 1;
+    total *= double(bins.size[k]);
+  }
+  bins.table = total <= 64.0 * double(n) + 4096;
+  std::vector<int64_t>& key = work.key;
+  std::vector<int64_t>& order = work.order;
+  key.resize(n), order.resize(n);
+  for (int64_t i = 0; i < n; i++) {
+    const double* r = &work.wrapped[3 * i];
+    key[i] = bins.key(bins.place(r[0], 0), bins.place(r[1], 1), bins.place(r[2], 2));
+  }
+  if (bins.table) {
+    work.start.assign(size_t(total) + 1, 0);
+    for (int64_t i = 0; i < n; i++) work.start[key[i] + 1]++;
+    for (size_t b = 1; b < work.start.size(); b++) work.start[b] += work.start[b - 1];
+    for (int64_t i = 0; i < n; i++) order[work.start[key[i]]++] = i;
+    for (size_t b = work.start.size() - 1; b > 0; b--) work.start[b] = work.start[b - 1];
+    work.start[0] = 0;
+  } else {
+    for (int64_t i = 0; i < n; i++) order[i] = i;
+    std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return key[a] != key[b] ? key[a] < key[b] : a < b; });
+    std::vector<int64_t> sorted(n);
+    for (int64_t i = 0; i < n; i++) sorted[i] = key[order[i]];
+    key.swap(sorted);
+  }
+  work.row_x.resize(n), work.row_y.resize(n), work.row_z.resize(n), work.row_atom.resize(n);
+  for (int64_t i = 0; i < n; i++) {
+    const double* r = &work.wrapped[3 * order[i]];
+    work.row_x[i] = r[0], work.row_y[i] = r[1], work.row_z[i] = r[2];
+    work.row_atom[i] = int32_t(order[i]);
+  }
+  return bins;
+}
+
+// Distance from p to bin b along axis k, 0 inside.
+double gap(const Bins& bins, double p, int64_t b, int k) {
+  const double low = bins.low[k] + double(b) * bins.width[k], high = low + bins.width[k];
+  return std::max(0.0, std::max(low - p, p - high) - 1e-9 * bins.width[k]);
+}
+
+// For each candidate in turn the centres that it is a neighbour of; then the same by centre, in the order of candidates.
+void look_up(int64_t n, double reach, Workspace& work, List& list) {
+  const Bins bins = make_bins(n, reach, work);
+  const int64_t m = int64_t(work.atom.size());
+  const double squared = reach * reach;
+  work.first.resize(m + 1);
+  work.found.clear();
+  list.ptr.assign(n + 1, 0);
+  int64_t filled = 0;
+  for (int64_t e = 0; e < m; e++) {
+    work.first[e] = filled;
+    const double p[3] = {work.x[e], work.y[e], work.z[e]};
+    const int64_t y0 = bins.place(p[1] - reach, 1), y1 = bins.place(p[1] + reach, 1);
+    const int64_t z0 = bins.place(p[2] - reach, 2), z1 = bins.place(p[2] + reach, 2);
+    const int64_t begin_of_e = filled;
+    for (int64_t z = z0; z <= z1; z++)
+      for (int64_t y = y0; y <= y1; y++) {
+        const double dy = gap(bins, p[1], y, 1), dz = gap(bins, p[2], z, 2), left = squared - dy * dy - dz * dz;
+        if (left < 0) continue;
+        const double dx = std::sqrt(left) * (1 + 1e-9);
+        int64_t begin, end;
+        bins.row(work, bins.place(p[0] - dx, 0), bins.place(p[0] + dx, 0), y, z, begin, end);
+        if (int64_t(work.found.size()) < filled + end - begin + LANES)
+          work.found.resize(std::max<size_t>(2 * work.found.size(), filled + end - begin + LANES));
+        filled += within(p, work.row_x.data(), work.row_y.data(), work.row_z.data(), begin, end, squared,
+                         work.found.data() + filled);
+      }
+    const int32_t atom = work.atom[e];
+    const bool itself = work.self[atom] == e;
+    int64_t kept = begin_of_e;
+    for (int64_t k = begin_of_e; k < filled; k++) {
+      const int32_t c = work.row_atom[work.found[k]];
+      work.found[kept] = c;
+      if (itself && c == atom) continue;
+      list.ptr[c + 1]++;
+      kept++;
+    }
+    filled = kept;
+  }
+  work.first[m] = filled;
+  for (int64_t c = 0; c < n; c++) list.ptr[c + 1] += list.ptr[c];
+  list.edge.resize(filled);
+  work.count.assign(list.ptr.begin(), list.ptr.end() - 1);
+  for (int64_t e = 0; e < m; e++)
+    for (int64_t k = work.first[e]; k < work.first[e + 1]; k++) list.edge[work.count[work.found[k]]++] = int32_t(e);
+}
+
+struct Triple {
+  int32_t at[3];
+  bool operator==(const Triple& other) const { return std::memcmp(at, other.at, sizeof at) == 0; }
+};
+
+struct TripleHash {
+  size_t operator()(const Triple& t) const {
+    return (size_t(uint32_t(t.at[0])) * 73856093u) ^ (size_t(uint32_t(t.at[1])) * 19349663u) ^
+           (size_t(uint32_t(t.at[2])) * 83492791u);
+  }
+};
+
+using Numbers = std::unordered_map<Triple, int32_t, TripleHash>;
+
+// Centres whose wraps are alike see a candidate with the same shift; returns the number of such classes.
+int64_t classify(int64_t n, Workspace& work) {
+  work.classes.assign(n, 0);
+  const int32_t* w = work.wraps.data();
+  bool same = true;
+  for (int64_t i = 1; i < n && same; i++) same = std::memcmp(w + 3 * i, w, 3 * sizeof(int32_t)) == 0;
+  if (same) return 1;
+  Numbers numbers;
+  for (int64_t i = 0; i < n; i++) {
+    const Triple t = {{w[3 * i], w[3 * i + 1], w[3 * i + 2]}};
+    work.classes[i] = numbers.emplace(t, int32_t(numbers.size())).first->second;
+  }
+  return int64_t(numbers.size());
+}
+
+// From candidates of wrapped atoms to images of the atoms where they are: (atom, shift), each once for a class of centres.
+void name_images(int64_t n, Workspace& work, List& list) {
+  const int64_t n_classes = classify(n, work), m = int64_t(work.atom.size()), n_edges = int64_t(list.edge.size());
+  const bool table = n_classes * m <= 4 * (n_edges + m);
+  list.image_atom.clear(), list.image_shift.clear(), list.shifts.clear();
+  Numbers numbers;
+  Triple last = {{0, 0, 0}};
+  int32_t last_number = -1;
+  auto add = [&](int64_t center, int64_t candidate) {
+    const int32_t j = work.atom[candidate];
+    Triple s;
+    for (int k = 0; k < 3; k++) s.at[k] = work.image[3 * candidate + k] + work.wraps[3 * center + k] - work.wraps[3 * j + k];
+    if (last_number < 0 || !(s == last)) {
+      const auto inserted = numbers.emplace(s, int32_t(numbers.size()));
+      if (inserted.second) list.shifts.insert(list.shifts.end(), s.at, s.at + 3);
+      last = s, last_number = inserted.first->second;
+    }
+    list.image_atom.push_back(j);
+    list.image_shift.push_back(last_number);
+    if (int64_t(list.image_atom.size()) > LARGEST) throw std::bad_alloc();
+    return int32_t(list.image_atom.size() - 1);
+  };
+  if (!table) {
+    for (int64_t c = 0; c < n; c++)
+      for (int64_t k = list.ptr[c]; k < list.ptr[c + 1]; k++) list.edge[k] = add(c, list.edge[k]);
+    return;
+  }
+  // which are used, and by which centre first; then numbers in the order of candidates
+  std::vector<int32_t>& number = work.number;
+  number.assign(n_classes * m, -1);
+  for (int64_t c = 0; c < n; c++)
+    for (int64_t k = list.ptr[c]; k < list.ptr[c + 1]; k++) number[list.edge[k] * n_classes + work.classes[c]] = int32_t(c);
+  for (int64_t k = 0; k < n_classes * m; k++)
+    if (number[k] >= 0) number[k] = add(number[k], k / n_classes);
+  for (int64_t c = 0; c < n; c++)
+    for (int64_t k = list.ptr[c]; k < list.ptr[c + 1]; k++) list.edge[k] = number[list.edge[k] * n_classes + work.classes[c]];
+}
+
+}  // namespace
+
+Failure search(const double* positions, int64_t n, const double* cell, const uint8_t* pbc, double reach, List& list,
+               Workspace& work, int64_t& atom) {
+  for (int64_t k = 0; k < 3 * n; k++)
+    if (!std::isfinite(positions[k])) {
+      atom = k / 3;
+      return NOT_FINITE;
+    }
+  Frame frame;
+  if (!make_frame(cell, pbc, frame)) return BAD_CELL;
+  if (!wrap(positions, n, pbc, frame, work, atom)) return TOO_FAR;
+  list.widest = 0;
+  if (n == 0) {
+    list.ptr.assign(1, 0);
+    list.edge.clear(), list.image_atom.clear(), list.image_shift.clear(), list.shifts.clear();
+  } else {
+    list_candidates(n, pbc, frame, reach, work);
+    if (n * int64_t(work.atom.size()) <= COMPARE_ALL) compare_all(n, reach, work, list);
+    else look_up(n, reach, work, list);
+    name_images(n, work, list);
+    for (int64_t c = 0; c < n; c++) list.widest = std::max(list.widest, list.ptr[c + 1] - list.ptr[c]);
+  }
+  list.positions.assign(positions, positions + 3 * n);
+  std::memcpy(list.cell, cell, sizeof list.cell);
+  std::memcpy(list.pbc, pbc, sizeof list.pbc);
+  list.searched = true;
+  return NONE;
+}
+
+}  // namespace carryall
