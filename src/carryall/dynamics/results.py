@@ -12,7 +12,16 @@ from typing import IO
 
 from carryall.data.atomic_data import AtomicData
 from carryall.data.extxyz import format_frame
+from carryall.dynamics.status import Outcome
+from carryall.errors import InputError
 
+OUTCOMES = {
+    Outcome.RUNNING: "step_budget",
+    Outcome.CONVERGED: "converged",
+    Outcome.STEP_BUDGET: "step_budget",
+    Outcome.FAILED: "failed",
+}
+"""How results call what became of a system; one that still runs when its run ends has used up its steps."""
 RELAXED, RESULTS = "relaxed.extxyz", "results.csv"
 COLUMNS = {
     "index": "1",
@@ -59,7 +68,7 @@ def export(folder: Path, results: Iterable[RelaxResult]) -> None:
         for one in results:
             rows.writerow(_row(one))
             if one.energy is not None and one.structure is not None and one.structure.n_atoms:
-                frames.write(format_frame(_labelled(one)))
+                frames.write(_frame(one))
     if not (folder / RELAXED).stat().st_size:
         (folder / RELAXED).unlink()
 
@@ -70,12 +79,15 @@ def _row(one: RelaxResult) -> list[object]:
     return [one.index, one.source or "", frame, one.outcome, one.steps, *numbers, one.reason or ""]
 
 
-def _labelled(one: RelaxResult) -> AtomicData:
-    """The structure with what tells where it came from in `info`."""
+def _frame(one: RelaxResult) -> str:
+    """Text of the structure, with what tells where it came from."""
     assert one.structure is not None
     facts = {"source": one.source, "frame": one.frame, "index": one.index, "outcome": one.outcome}
-    info = {**one.structure.info, **{name: value for name, value in facts.items() if value is not None}}
-    return one.structure.replace(info=info)
+    known = {name: value for name, value in facts.items() if value is not None}
+    try:
+        return format_frame(one.structure.replace(info={**one.structure.info, **known}))
+    except InputError:  # a name in info or extras that the format has no place for: the result is not lost for that
+        return format_frame(one.structure.replace(info=known, atom_extras={}, system_extras={}))
 
 
 @contextmanager

@@ -119,18 +119,26 @@ class NVTVelocityRescaling(BaseDynamics):
         return {**shown, "seed": self.seed, "removed_degrees": self.removed_degrees}
 
     def _factor(self, batch: Batch, kinetic: Tensor) -> tuple[Tensor, Tensor]:
-        """(n_systems,) alpha and alpha²; 1 where nothing moves."""
+        """(n_systems,) alpha and alpha²."""
         decay, kT = batch.get(self.key("decay")), batch.get(self.key("kT"))
         others = self.degrees_of_freedom(batch) - 1.0
         normal, total = normal_and_chi_squared(
             self.seed, Stream.VELOCITY_RESCALING, batch.get(SYSTEM_ID), batch.get(NOISE_STEP), others
         )
-        moving = kinetic > 0.0
-        ratio = (1.0 - decay) * kT / (2.0 * torch.where(moving, kinetic, 1.0))
-        root = torch.sqrt(decay) + normal * torch.sqrt(ratio)
-        squared = torch.where(moving, root * root + ratio * total, 1.0)
-        size = torch.sqrt(squared)
-        return torch.where(moving & (root < 0.0), -size, size), squared
+        return rescaling(kinetic, kT, decay, normal, total)
+
+
+def rescaling(kinetic: Tensor, kT: Tensor, decay: Tensor, normal: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) alpha and alpha² of the paper's eq. A7; 1 where nothing moves.
+
+    kinetic and kT: eV. decay: exp(-h / tau). normal: R_1; total: the sum of the other N_f - 1 squared normals.
+    """
+    moving = kinetic > 0.0
+    ratio = (1.0 - decay) * kT / (2.0 * torch.where(moving, kinetic, 1.0))
+    root = torch.sqrt(decay) + normal * torch.sqrt(ratio)
+    squared = torch.where(moving, root * root + ratio * total, 1.0)
+    size = torch.sqrt(squared)
+    return torch.where(moving & (root < 0.0), -size, size), squared
 
 
 def check_removed_degrees(removed: int) -> int:

@@ -1,0 +1,130 @@
+"""Functions of 3 x 3 matrices, (..., 3, 3) float64, whose last bits do not depend on what else is in the batch.
+
+Every product is written out term by term: batched BLAS and `torch.linalg.matrix_exp` round differently for other batches.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT_STEPS = 10
+"""Of the iteration for a square root: enough from 1e-3 to 1e3, and no step does harm once it has converged."""
+NEAR_ONE = 0.34
+"""Up to this norm of A - 1 the eight-point rule gives log A to rounding: Cheng, Higham, Kenney, Laub (2001), table 2.1."""
+PADE_NORM = 0.95
+"""Up to this norm the [7/7] approximant gives exp A to rounding: Higham, SIAM J. Matrix Anal. Appl. 26, 1179 (2005)."""
+PADE = (17297280.0, 8648640.0, 1995840.0, 277200.0, 25200.0, 1512.0, 56.0, 1.0)
+MAX_HALVINGS = 30
+NODES, WEIGHTS = (0.5 * np.array(one) for one in np.polynomial.legendre.leggauss(8))
+NODES = NODES + 0.5
+"""Of Gauss and Legendre's rule with eight points on (0, 1)."""
+
+
+def identity(like: Tensor) -> Tensor:
+    """(3, 3)."""
+    return torch.eye(3, dtype=like.dtype, device=like.device)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b."""
+    x, y, z = (a[..., None] * b[..., None, :, :]).unbind(-2)
+    return (x + y) + z
+
+
+def cofactors(a: Tensor) -> Tensor:
+    """Signed minors: a^T cofactors(a) = det(a)."""
+    one, two = a.roll(-1, -2), a.roll(-2, -2)
+    return one.roll(-1, -1) * two.roll(-2, -1) - one.roll(-2, -1) * two.roll(-1, -1)
+
+
+def determinant(a: Tensor, minors: Tensor | None = None) -> Tensor:
+    """(...)."""
+    x, y, z = (a[..., 0, :] * (cofactors(a) if minors is None else minors)[..., 0, :]).unbind(-1)
+    return (x + y) + z
+
+
+def inverse(a: Tensor) -> Tensor:
+    """a^-1; infinite or NaN where there is none."""
+    minors = cofactors(a)
+    return minors.transpose(-1, -2) / determinant(a, minors)[..., None, None]
+
+
+def trace(a: Tensor) -> Tensor:
+    """(...)."""
+    x, y, z = a.diagonal(dim1=-2, dim2=-1).unbind(-1)
+    return (x + y) + z
+
+
+def norm(a: Tensor) -> Tensor:
+    """(...), largest sum of the sizes of a row: no smaller than any eigenvalue."""
+    x, y, z = a.abs().unbind(-1)
+    return ((x + y) + z).amax(-1)
+
+
+def exponential(a: Tensor) -> Tensor:
+    """exp a, by scaling, a Padé approximant and squaring."""
+    halvings = torch.zeros_like(a[..., 0, 0])
+    size = norm(a)
+    while bool((far := (size > PADE_NORM) & (halvings < MAX_HALVINGS)).any()):
+        size, halvings = torch.where(far, 0.5 * size, size), torch.where(far, halvings + 1, halvings)
+        a = torch.where(far[..., None, None], 0.5 * a, a)
+    one = identity(a)
+    squared = product(a, a)
+    fourth = product(squared, squared)
+    sixth = product(fourth, squared)
+    odd = product(a, PADE[7] * sixth + PADE[5] * fourth + PADE[3] * squared + PADE[1] * one)
+    even = PADE[6] * sixth + PADE[4] * fourth + PADE[2] * squared + PADE[0] * one
+    value = product(inverse(even - odd), even + odd)
+    while bool((left := halvings > 0).any()):
+        value = torch.where(left[..., None, None], product(value, value), value)
+        halvings = halvings - left
+    return value
+
+
+def exponential_derivative(a: Tensor, direction: Tensor) -> Tensor:
+    """d/dt exp(a + t direction) at t = 0, the Fréchet derivative: the integral over s from 0 to 1 of e^(1-s)a direction e^sa.
+
+    Gauss and Legendre's rule with eight points, exact to rounding for norms up to 1 and to 1e-13 up to 2.
+    """
+    nodes, weights = (torch.as_tensor(one, dtype=a.dtype, device=a.device)[:, None, None] for one in (NODES, WEIGHTS))
+    after = exponential(nodes * a[..., None, :, :])
+    # the rule is symmetric, so that 1 - s is a point as well
+    terms = weights * product(product(after.flip(-3), direction[..., None, :, :]), after)
+    return _sum_of_eight(terms)
+
+
+def logarithm(a: Tensor) -> Tensor:
+    """Principal log a; NaN where det a is not positive.
+
+    Square roots until a is near 1, then the integral of (a - 1) (1 + s (a - 1))^-1 over s from 0 to 1 by Gauss and Legendre's rule,
+    which is a Padé approximant: Dieci, Morini, Papini, SIAM J. Matrix Anal. Appl. 17, 570 (1996).
+    """
+    one = identity(a)
+    a = torch.where((determinant(a) > 0)[..., None, None], a, torch.nan)
+    scale = torch.ones_like(a[..., 0, 0])
+    for _ in range(MAX_HALVINGS):
+        far = norm(a - one) > NEAR_ONE
+        if not bool(far.any()):
+            break
+        a = torch.where(far[..., None, None], square_root(a), a)
+        scale = torch.where(far, 2.0 * scale, scale)
+    nodes, weights = (torch.as_tensor(x, dtype=a.dtype, device=a.device)[:, None, None] for x in (NODES, WEIGHTS))
+    shift = (a - one)[..., None, :, :]
+    return scale[..., None, None] * _sum_of_eight(weights * product(shift, inverse(one + nodes * shift)))
+
+
+def square_root(a: Tensor) -> Tensor:
+    """Principal square root: Denman and Beavers, Appl. Math. Comput. 2, 63 (1976)."""
+    root, inverse_root = a, identity(a).expand_as(a)
+    for _ in range(ROOT_STEPS):
+        root, inverse_root = 0.5 * (root + inverse(inverse_root)), 0.5 * (inverse_root + inverse(root))
+    return root
+
+
+def _sum_of_eight(terms: Tensor) -> Tensor:
+    """Sum over the third axis from the end, in one order."""
+    for half in (4, 2, 1):
+        terms = terms[..., :half, :, :] + terms[..., half:, :, :]
+    return terms[..., 0, :, :]
