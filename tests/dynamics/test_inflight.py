@@ -110,15 +110,15 @@ def test_energy_changes_of_a_new_system_are_its_own():
 def test_systems_that_cannot_be_worked_on_are_set_aside_and_come_out():
     twins = AtomicData([[0, 0, 0], [0, 0, 1e-9]], [18, 18])
     gold = AtomicData([[0, 0, 0], [0, 0, 3.0]], [79, 79])
-    broken = AtomicData([[0, 0, 0], [0, 0, float("nan")]], [18, 18])
-    structures = [cluster(4), twins, gold, cluster(3, 1), broken, cluster(2, 2)]
-    found = FIRE(
-        LennardJones(),
-        convergence_hook=0.01,
-        n_steps=400,
-        sampler=SizeAwareSampler(structures, max_atoms=6),
-        refill_frequency=1,
-    ).run()
+    structures = [cluster(4), twins, gold, cluster(3, 1), cluster(2, 3), cluster(2, 2)]
+
+    def spoil(batch):
+        bad = (batch.system_id == 4)[batch.system]
+        batch.positions = torch.where(bad[:, None], torch.nan, batch.positions)
+
+    sampler = SizeAwareSampler(structures, max_atoms=6)
+    fire = FIRE(LennardJones(), convergence_hook=0.01, n_steps=400, sampler=sampler, init_fn=spoil, refill_frequency=1)
+    found = fire.run()
     assert found.get("system_id").tolist() == [0, 1, 2, 3, 4, 5]
     failed = int(Outcome.FAILED)
     assert [int(one) for one in found.outcome] == [1, failed, failed, 1, failed, 1]

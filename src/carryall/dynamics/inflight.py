@@ -100,10 +100,10 @@ def admitted(engine: Engine, batch: Batch | None, new: Batch) -> Batch:
     engine.enlist(new)
     for index, reason in unknown_elements(new, engine).items():
         engine.set_aside(new, index, reason)
-    for key, value in {"energy": torch.nan, "forces": 0.0, "virial": 0.0, "stress": 0.0}.items():
-        if key not in new:
-            shape = {"energy": (new.n_systems,), "forces": (new.n_atoms, 3)}.get(key, (new.n_systems, 3, 3))
-            new.set(key, torch.full(shape, value, dtype=torch.float64, device=new.device))
+    if "energy" not in new:
+        new.energy = torch.full((new.n_systems,), torch.nan, dtype=torch.float64, device=new.device)
+    if "forces" not in new:
+        new.forces = torch.zeros_like(new.positions)
     unprimed = torch.ones(new.n_systems, dtype=torch.bool, device=new.device)
     if batch is None:
         engine.go_on_with(new, unprimed)

@@ -11,7 +11,7 @@ from carryall.data.fields import FIELDS
 from carryall.dynamics.blobs import content_hash, structure_from_bytes, structure_to_bytes
 from carryall.dynamics.results import RelaxResult
 from carryall.dynamics.samplers import Unreadable
-from carryall.dynamics.structures import Input, Structures, checked_input, read_input, structure_iterable
+from carryall.dynamics.structures import Input, checked_input, each, read_input
 from carryall.errors import CarryallError
 from carryall.graph.potential import Potential
 
@@ -34,9 +34,9 @@ class InputStream:
     It reads ahead only when asked to `peek`, and keeps an input until `done` is told.
     """
 
-    def __init__(self, structures: Structures, potential: Potential, before: Before) -> None:
-        """before: what an earlier run knows of inputs."""
-        self._source = enumerate(structure_iterable(structures))
+    def __init__(self, structures: Any, potential: Potential, before: Before) -> None:
+        """structures: as `structure_iterable` gives them. before: what an earlier run knows of inputs."""
+        self._source = enumerate(each(structures))
         self._potential, self._before = potential, before
         self._ahead: deque[Input] = deque()
         self._held: dict[int, Input] = {}

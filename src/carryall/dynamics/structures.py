@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,6 +10,7 @@ import torch
 
 from carryall.data.atomic_data import AtomicData
 from carryall.data.batch import Batch
+from carryall.dynamics.samplers import Unreadable
 from carryall.dynamics.thermo import MOVE_MASK
 from carryall.errors import InputError
 from carryall.graph.neighbor_search import neighbor_edges, type_indices
@@ -18,7 +19,7 @@ from carryall.graph.potential import Potential
 if TYPE_CHECKING:
     import ase
 
-OneStructure: TypeAlias = "AtomicData | ase.Atoms | Sourced"
+OneStructure: TypeAlias = "AtomicData | ase.Atoms | Sourced | Unreadable"
 Structures: TypeAlias = "OneStructure | Batch | Iterable[OneStructure]"
 
 CONTACT = 0.5
@@ -50,18 +51,32 @@ class Input:
     frame: int | None = None
 
 
-def structure_iterable(structures: Structures) -> Iterable[Any]:
+def structure_iterable(structures: Structures) -> Any:
     """One structure, a batch or many structures as something to go through; nothing is read or converted yet."""
     if isinstance(structures, Batch):
         return structures.to_data_list()
     if isinstance(structures, (AtomicData, Sourced)) or hasattr(structures, "get_atomic_numbers"):
         return [structures]
-    if isinstance(structures, (str, bytes, Mapping)) or not isinstance(structures, Iterable):
+    indexed = hasattr(structures, "__len__") and hasattr(structures, "__getitem__")
+    if isinstance(structures, (str, bytes, Mapping)) or not (indexed or isinstance(structures, Iterable)):
         raise InputError(
             f"structures must be AtomicData, ase.Atoms, a Batch, or several of them, got {structures!r}: "
             "read a file with carryall.data.read_structures"
         )
     return structures
+
+
+def each(structures: Any) -> Iterator[Any]:
+    """What `structure_iterable` gave, one by one; `Unreadable` where an indexed data set fails."""
+    if isinstance(structures, (list, tuple)) or not hasattr(structures, "__getitem__"):
+        yield from structures
+        return
+    for index in range(len(structures)):
+        try:
+            item = structures[index]
+        except Exception as error:  # a data set of the user's may raise anything
+            item = Unreadable(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+        yield item
 
 
 def checked_input(index: int, structure: Any, potential: Potential) -> Input:
@@ -82,6 +97,8 @@ def read_input(index: int, structure: Any) -> Input:
         if structure.data is None:
             return Input(index, None, structure.reason or "it could not be read", structure.source, structure.frame)
         return Input(index, structure.data, None, structure.source, structure.frame)
+    if isinstance(structure, Unreadable):
+        return Input(index, None, structure.reason)
     try:
         return Input(index, structure if isinstance(structure, AtomicData) else _from_ase(structure))
     except InputError as error:

@@ -141,12 +141,12 @@ def declare(found: ctypes.CDLL) -> None:
     call = [address, whole, address, address, address, address, address, whole]
     signatures: dict[str, tuple[type | None, list[type]]] = {
         "carryall_normal_vectors": (None, [ctypes.c_uint64, ctypes.c_uint32, whole, address, address, address, address]),
-        "carryall_lists_new": (address, [real, real]),
+        "carryall_lists_new": (address, [real, real, real]),
         "carryall_lists_free": (None, [address]),
         "carryall_lists_searches": (whole, [address]),
         "carryall_lists_kept": (whole, [address]),
-        "carryall_lists_update": (whole, call),
-        "carryall_lists_edges": (whole, [*call[:7], *[address] * 5]),
+        "carryall_lists_update": (whole, [*call, address]),
+        "carryall_lists_edges": (whole, [address, whole, *[address] * 7]),
         "carryall_lists_failures": (None, [address, address, address]),
         "carryall_lennard_jones": (whole, [*call, address, whole, address, whole, real, *[address] * 4]),
     }

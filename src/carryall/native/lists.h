@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "common.h"
+#include "pack.h"
 
 namespace carryall {
 
@@ -32,10 +33,17 @@ struct List {
   int64_t n_images() const { return int64_t(image_atom.size()); }
 };
 
+// Where the images of a list are now: 4 numbers each, the last unused. The sums are those of `edge_vectors`.
+struct Images {
+  std::vector<double> at, vectors;
+
+  void place(const List& list, const double* positions, const double* cell);
+};
+
 // What a search needs beside its result; kept from search to search.
 struct Workspace {
   std::vector<double> fractional, wrapped, x, y, z, row_x, row_y, row_z;
-  std::vector<int32_t> wraps, atom, image, self, found, row_atom, number, classes, bin;
+  std::vector<int32_t> wraps, atom, image, self, found, row_atom, number, classes;
   std::vector<int64_t> count, first, start, key, order;
 };
 
@@ -48,6 +56,9 @@ struct Problem {
   int64_t first = 0, second = 0;
   double distance = 0;
 };
+
+// The closest pair of a list, as the problem that two atoms coincide.
+Problem closest(const List& list, const Images& images, const double* positions);
 
 // The systems of one call.
 struct Call {
@@ -66,19 +77,31 @@ struct Key {
 };
 
 struct KeyHash {
-  size_t operator()(const Key& key) const { return std::hash<int64_t>()(key.id * 1000003 + key.copy); }
+  size_t operator()(const Key& key) const { return std::hash<int64_t>()(key.id) * 1000003u + size_t(key.copy); }
+};
+
+// Of one thread, for an evaluation.
+struct Scratch {
+  Images images;
+  Packed packed;
+  std::vector<double> parameters[3];
 };
 
 class Lists {
  public:
-  Lists(double cutoff, double skin) : cutoff(cutoff), skin(skin) {}
+  Lists(double cutoff, double skin, double limit) : cutoff(cutoff), skin(skin), limit(limit) {}
 
   // Lists of the call's systems, right for their positions; the number of systems that have none.
   int64_t update(const Call& call);
   const List& list(int64_t system) const { return *current_[system]; }
   int64_t kept() const { return int64_t(lists_.size()); }
 
-  const double cutoff, skin;
+  std::vector<Scratch>& scratch(int64_t threads) {
+    if (int64_t(scratch_.size()) < threads) scratch_.resize(size_t(threads));
+    return scratch_;
+  }
+
+  const double cutoff, skin, limit;  // limit: the cutoff squared
   int64_t n_searches = 0;
   std::vector<Problem> problems;  // one for each system of the call
 
@@ -90,9 +113,9 @@ class Lists {
   std::vector<List*> current_;
   std::vector<int64_t> last_ids_, last_ptr_;
   bool last_by_place_ = false, resolved_ = false;
-  int64_t last_atoms_ = 0, kept_atoms_ = 0;
   uint64_t calls_ = 0;
   std::vector<Workspace> workspaces_;
+  std::vector<Scratch> scratch_;
 };
 
 }  // namespace carryall

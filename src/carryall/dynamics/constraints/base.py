@@ -11,8 +11,9 @@ from carryall.data.batch import Batch
 
 
 class Constraint(Protocol):
-    """Given to a dynamics as `constraints=[...]`; forces are projected after every evaluation, velocities where a step adds noise.
+    """Given to a dynamics as `constraints=[...]`.
 
+    Forces and virials are projected after every evaluation, velocities wherever a step adds random ones.
     All methods see the whole batch and return whole tensors; the dynamics keeps the rows of systems that do not move. What a
     constraint has to remember of a system is a key of the batch, so that it follows the system through refills and checkpoints.
     `Unconstrained` has every method as it is where there is nothing to do.

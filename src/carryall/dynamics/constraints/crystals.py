@@ -33,7 +33,7 @@ class Crystal:
         """Equal for equal structures only."""
         found = hashlib.blake2b(digest_size=16)
         for value in (self.cell, self.positions, self.facts):
-            found.update(np.ascontiguousarray(value))
+            found.update(np.ascontiguousarray(value).data)
         return found.digest()
 
     @property
@@ -77,7 +77,7 @@ class Crystals:
             _array(batch, "cell"),
             _array(batch, "positions"),
             np.stack(facts, 1),
-            free.any(1) & ~free.all(1),
+            np.asarray(free.any(1) & ~free.all(1)),
             _array(batch, REFERENCE_CELL) if has_reference else None,
             _array(batch, REFERENCE_POSITIONS) if has_reference else None,
         )

@@ -17,10 +17,10 @@ from carryall.dynamics.thermo import MOVE_MASK, mobile
 class FixAtoms(Unconstrained):
     """Holds atoms where they are: no force acts on them, and they have no velocity.
 
-    Exactly one of four ways to say which: `indices` (of every system, counted within it, negative from its end), `mask` (true: the
-    atom is fixed; for systems that all have that many atoms), `elements` (symbols or atomic numbers), or `where`, a function
-    of a batch that returns (n_atoms,) bool, asked once about each system, when it begins. What fits no rule is given by the
-    data: a structure's own `move_mask`, (n_atoms,) or (n_atoms, 3) bool, works without this constraint, and together with it.
+    Exactly one of four ways to say which: `indices` (of every system, counted within it, negative from its end), `mask` (true
+    where an atom is fixed; for systems that all have that many atoms), `elements` (symbols or atomic numbers), or `where`, a
+    function of a batch that returns (n_atoms,) bool, asked once about each system, when it begins. What fits no rule is given by
+    the data: a structure's own `move_mask`, (n_atoms,) or (n_atoms, 3) bool, works without this constraint, and with it.
 
     The atoms are false in the batch's key `move_mask`, which the evaluation of forces, thermostats and the count of degrees of
     freedom read. name: of the key that remembers which systems `where` was asked about; two functions need two names.
@@ -38,7 +38,7 @@ class FixAtoms(Unconstrained):
         self._asked = f"{name}_asked"
 
     def check(self, batch: Batch) -> None:
-        """Write `move_mask`; InputError, before anything moves, for a mask of another length than a system, or an absent index."""
+        """Write `move_mask`; InputError for a mask of another length than a system, or an index that it has not."""
         fixed = self._fixed(batch)
         known = batch.get(MOVE_MASK).to(torch.bool) if MOVE_MASK in batch else torch.ones_like(fixed)
         moves = known & ~(fixed if known.dim() == 1 else fixed[:, None])

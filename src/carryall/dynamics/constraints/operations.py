@@ -38,7 +38,7 @@ class Operations:
         return len(self.rotations) == 1 and self.images.shape[1] == len(self.orbit)
 
     def free_degrees(self, free: np.ndarray) -> int:
-        """Dimension of the symmetric motions of the free atoms (n_atoms,) bool: trace of the projector, counted in characters."""
+        """Dimension of the symmetric motions of the free atoms (n_atoms,) bool: the trace of the projector on them."""
         stays = (self.images == np.arange(self.images.shape[1])) & free[_first(self.orbit)]
         return round(float((np.trace(self.rotations, axis1=1, axis2=2) * stays.sum(1)).sum()) / len(self.rotations))
 
@@ -75,7 +75,7 @@ def find_operations(cell: np.ndarray, positions: np.ndarray, kinds: np.ndarray, 
 def refined(one: Operations, cell: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cell (3, 3) and positions (n_atoms, 3) that obey the operations exactly: averages over the group.
 
-    Nothing is turned as a whole: the primitive vectors P become P M with M symmetric, so that (P M)(P M)^T is the averaged metric.
+    Nothing is turned as a whole: the primitive vectors P become P M, M symmetric, so that (P M)(P M)^T is the averaged metric.
     """
     vectors = one.primitive @ cell
     fractional, members = positions @ np.linalg.inv(vectors), _first(one.orbit)
@@ -125,6 +125,6 @@ def _renumbered(group: np.ndarray) -> np.ndarray:
 
 def _unclear(found: Any) -> InputError:
     return InputError(
-        f"the operations of space group {found.number} do not take all atoms to each other: choose a symprec that is clearly larger "
-        "than the disorder, and clearly smaller than the distances between atoms"
+        f"the operations of space group {found.number} do not take all atoms to each other: choose a symprec that is clearly "
+        "larger than the disorder, and clearly smaller than the distances between atoms"
     )

@@ -23,9 +23,9 @@ Where: TypeAlias = Callable[[Batch], Tensor]
 class AtomSelection:
     """Exactly one of four ways to name atoms, the same for every system of a batch.
 
-    indices: atoms of every system, counted within it, from 0 on; negative from its end. mask: one bool for each atom, of systems
-    that all have that many atoms. elements: symbols or atomic numbers. where: a function of a batch that returns (n_atoms,)
-    bool; for rules that go by position. owner: who asks, for messages.
+    indices: atoms of every system, counted within it, from 0 on; negative from its end. mask: one bool for each atom, of
+    systems that all have that many atoms. elements: symbols or atomic numbers. where: a function of a batch that returns
+    (n_atoms,) bool; for rules that go by position. owner: who asks, for messages.
     """
 
     owner: str

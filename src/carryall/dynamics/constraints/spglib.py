@@ -23,8 +23,10 @@ def import_spglib() -> ModuleType:
 
 
 def symmetry_dataset(cell: np.ndarray, fractional: np.ndarray, kinds: np.ndarray, symprec: float) -> Any:
-    """spglib's dataset of a crystal: cell (3, 3) Å, rows are vectors; fractional (n_atoms, 3); kinds (n_atoms,) int, equal for atoms
-    that operations may exchange; symprec in Å. InputError where spglib finds none.
+    """spglib's dataset of a crystal; InputError where it finds none.
+
+    cell: (3, 3) Å, rows are vectors. fractional: (n_atoms, 3). kinds: (n_atoms,) int, equal for atoms that operations may
+    exchange. symprec: Å.
     """
     spglib = import_spglib()
     reason = "no operations"

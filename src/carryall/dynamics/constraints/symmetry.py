@@ -18,12 +18,12 @@ from carryall.errors import InputError
 
 
 class FixSymmetry(Unconstrained):
-    """Every crystal keeps the space group that it has, within `symprec` Å, when it begins: forces, virial (so stress) and velocities
-    are averaged over its operations, which go with the cell as it changes.
+    """Every crystal keeps the space group that it has, within `symprec` Å, when it begins.
 
-    refine: bring positions and cell to obey the operations exactly, once, when a system begins. What a system is rattled by must
-    be well below symprec, and symprec well below the distances between atoms. The space group of a supercell is that of the
-    crystal, whatever the shape of the supercell.
+    Forces, virial (so stress) and velocities are averaged over its operations, which go with the cell as it changes. refine: bring
+    positions and cell to obey the operations exactly, once, when a system begins. What a system is rattled by must be well
+    below symprec, and symprec well below the distances between atoms. The space group of a supercell is that of the crystal,
+    whatever the shape of the supercell.
 
     A system without a cell that is periodic along three axes, with atoms that are free along some axes only, or without a group
     that spglib can find, is set aside with the reason. Spins and other inputs of a potential are not looked at. Needs spglib.

@@ -79,7 +79,7 @@ def exponential(a: Tensor) -> Tensor:
     value = product(inverse(even - odd), even + odd)
     while bool((left := halvings > 0).any()):
         value = torch.where(left[..., None, None], product(value, value), value)
-        halvings = halvings - left
+        halvings = halvings - left.to(halvings.dtype)
     return value
 
 
