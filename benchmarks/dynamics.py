@@ -16,10 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import selectors
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,20 +141,19 @@ class Worker:
             print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
         except BrokenPipeError:
             return self._failed("ended")
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            if not selector.select(PATIENCE):
-                self.process.kill()
-                return self._failed(f"gave no answer in {PATIENCE} s")
-        line = self.process.stdout.readline()
-        if not line:
-            return self._failed("ended")
-        answer: Result = json.loads(line)
+        timer = threading.Timer(PATIENCE, self.process.kill)
+        timer.start()
+        try:
+            # what libraries print while they are imported comes before the first answer
+            line = next((line for line in self.process.stdout if line.startswith("{")), "")
+        finally:
+            timer.cancel()
+        answer: Result = json.loads(line) if line else self._failed(f"ended, or gave no answer in {PATIENCE} s")
         return answer
 
     def close(self) -> None:
         """End it."""
-        if self.process.stdin is not None and not self.failure:
+        if self.process.stdin is not None and self.process.poll() is None:
             self.process.stdin.close()
         self.process.wait(timeout=60)
 
@@ -221,19 +220,21 @@ def steps(workers: dict[str, Worker], folder: Path, quick: bool) -> Result:
 
 
 def agreement(workers: dict[str, Worker], columns: Sequence[Column], path: Path) -> Result:
-    """Largest difference of a system's energy to carryall's, eV, after some steps of NVE, by column."""
-    reference: dict[int, float] = {}
-    found: Result = {}
-    for column in columns:
-        request = {"path": str(path), "kind": "nve", "option": column.option, "steps": AGREEMENT_STEPS}
-        answer = workers[column.worker].ask("energies", **request)
-        if "error" in answer:
-            found[column.name] = answer
-            continue
-        energies = dict(zip(answer["systems"], answer["energies"], strict=True))
-        reference = reference or energies
-        found[column.name] = {"difference": max(abs(energy - reference[index]) for index, energy in energies.items())}
-        say(f"  energies         {column.name:32s} {found[column.name]['difference']:.1e} eV")
+    """Largest difference of a system's energy to carryall's, eV, at the start and after some steps of NVE, by column."""
+    found: Result = {column.name: {} for column in columns}
+    for name, count in (("start", 0), ("after", AGREEMENT_STEPS)):
+        reference: dict[int, float] = {}
+        for column in columns:
+            request = {"path": str(path), "kind": "nve", "option": column.option, "steps": count}
+            answer = workers[column.worker].ask("energies", **request)
+            if "error" in answer:
+                found[column.name] = answer
+                continue
+            energies = dict(zip(answer["systems"], answer["energies"], strict=True))
+            reference = reference or energies
+            found[column.name][name] = max(abs(energy - reference[index]) for index, energy in energies.items())
+    for name, facts in found.items():
+        say(f"  energies         {name:32s}", facts)
     return found
 
 

@@ -191,6 +191,10 @@ class CallClock:
         return call
 
 
+class NotHereError(Exception):
+    """An engine has no algorithm of this kind."""
+
+
 Start = Callable[[Structures, str, Answer], Simulation]
 Relax = Callable[[Structures, Answer], Relaxed]
 

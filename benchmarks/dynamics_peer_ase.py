@@ -11,7 +11,19 @@ from ase.calculators.lj import LennardJones
 from ase.md.verlet import VelocityVerlet
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
-from dynamics_common import CUTOFF, EPSILON, FMAX, MOST_STEPS, SIGMA, TIMESTEP, Relaxed, Simulation, Structures, serve
+from dynamics_common import (
+    CUTOFF,
+    EPSILON,
+    FMAX,
+    MOST_STEPS,
+    SIGMA,
+    TIMESTEP,
+    NotHereError,
+    Relaxed,
+    Simulation,
+    Structures,
+    serve,
+)
 
 AT_CUTOFF = 4 * EPSILON * ((SIGMA / CUTOFF) ** 12 - (SIGMA / CUTOFF) ** 6)
 """ASE shifts each pair's energy by this."""
@@ -49,7 +61,7 @@ def start(structures: Structures, kind: str, option: dict[str, Any]) -> Simulati
     elif kind == "fire":
         movers = [FIRE(atoms, logfile=None) for atoms in images]
     else:
-        raise ValueError(f"no {kind} here")
+        raise NotHereError(kind)
 
     def run(steps: int) -> None:
         for mover in movers:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dynamics_common import CUTOFF, EPSILON, MASS, SIGMA, TIMESTEP, Simulation, Structures, serve
+from dynamics_common import CUTOFF, EPSILON, MASS, SIGMA, TIMESTEP, NotHereError, Simulation, Structures, serve
 
 # The wheel's MPI comes from the wheel mpich, whose library no loader looks for where pip puts it.
 MPI = Path(sys.prefix) / "lib" / "libmpi.so.12"
@@ -25,7 +25,7 @@ PER_PICOSECOND = 98.22694788464062
 def start(structures: Structures, kind: str, option: dict[str, Any]) -> Simulation:
     """The one box."""
     if len(structures) != 1 or kind != "nve":
-        raise ValueError("LAMMPS takes one box, velocity Verlet")
+        raise NotHereError("LAMMPS takes one box, velocity Verlet")
     edges = np.diag(structures.cell[0])
     x, y, z = edges.tolist()
     engine = lammps(cmdargs=["-log", "none", "-screen", "none", "-nocite"])

@@ -19,6 +19,7 @@ from dynamics_common import (
     SIGMA,
     TEMPERATURE,
     TIMESTEP,
+    NotHereError,
     Relaxed,
     Simulation,
     Structures,
@@ -83,6 +84,8 @@ def dynamics_of(kind: str, model: LennardJonesModelWrapper) -> Any:
         "mtk": lambda: NPT(model, **bath, **barostat, thermostat_time=100.0, n_steps=1),
         "nph": lambda: NPH(model, dt=TIMESTEP, **barostat, n_steps=1),
     }
+    if kind not in makers:
+        raise NotHereError(kind)
     return makers[kind]()
 
 

@@ -26,6 +26,7 @@ from dynamics_common import (
     SIGMA,
     TEMPERATURE,
     TIMESTEP,
+    NotHereError,
     Relaxed,
     Simulation,
     Structures,
@@ -46,7 +47,8 @@ INTEGRATORS = {
     "cell_rescaling": "npt_crescale_isotropic",
     "mtk": "npt_nose_hoover_isotropic",
 }
-WITH_STRESS = ("cell_rescaling", "mtk")
+OPTIMIZERS = {"fire": "fire", "fire_cell": "fire", "lbfgs": "lbfgs", "gradient_descent": "gradient_descent"}
+WITH_STRESS = ("cell_rescaling", "mtk", "fire_cell")
 
 
 def images_of(structures: Structures) -> list[Atoms]:
@@ -77,9 +79,11 @@ def start(structures: Structures, kind: str, option: dict[str, Any]) -> Simulati
     model = model_of(option, kind in WITH_STRESS)
     state = ts.io.atoms_to_state(images_of(structures), device=torch.device("cpu"), dtype=torch.float64)
     settings: dict[str, Any] = {}
-    if kind == "fire":
-        init, step = ts.OPTIM_REGISTRY[ts.Optimizer.fire]
-        box = [init(state, model)]
+    if kind in OPTIMIZERS:
+        init, step = ts.OPTIM_REGISTRY[ts.Optimizer(OPTIMIZERS[kind])]
+        box = [init(state, model, **({"cell_filter": ts.CellFilter.frechet} if kind == "fire_cell" else {}))]
+    elif kind not in INTEGRATORS:
+        raise NotHereError(kind)
     else:
         init, step = ts.INTEGRATOR_REGISTRY[ts.Integrator(INTEGRATORS[kind])]
         time = torch.tensor(TIMESTEP / 1000 * MetalUnits.time, dtype=torch.float64)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,10 @@ from carryall.errors import InputError
 
 if TYPE_CHECKING:
     from carryall.data import AtomicData
+    from carryall.dynamics.structures import Sourced
     from carryall.graph import Potential
 
+UNREADABLE = (InputError, OSError, UnicodeDecodeError, EOFError)
 ARGON_LATTICE, COPPER_LATTICE = 5.26, 3.61  # Å, fcc, near 0 K
 
 
@@ -41,6 +44,56 @@ def read_files(paths: Sequence[Path]) -> list[AtomicData]:
             raise InputError(f"{path}: {error}") from None
         found += structures
     return found
+
+
+@dataclass(frozen=True)
+class FrameStream:
+    """Every frame of every file, read when it is asked for; what cannot be read comes with the reason."""
+
+    paths: Sequence[Path]
+
+    def __iter__(self) -> Iterator[Sourced]:
+        for path in self.paths:
+            yield from _frames_of(path)
+
+    def __len__(self) -> int:
+        """How many, by a look at the lines; a file of another format than extended XYZ counts as one."""
+        return sum(map(_count, self.paths))
+
+
+def _frames_of(path: Path) -> Iterator[Sourced]:
+    from carryall.data.extxyz import iter_frames, parse_frame
+    from carryall.data.labels import LabelKeys
+    from carryall.data.readers import is_extxyz, read_structures
+    from carryall.dynamics.structures import Sourced
+
+    try:
+        if not (path.is_file() and is_extxyz(path)):
+            for number, data in enumerate(read_structures(path)):
+                yield Sourced(data, str(path), number)
+            return
+        for frame in iter_frames(path):
+            try:
+                yield Sourced(parse_frame(frame, path, LabelKeys()), str(path), frame.number)
+            except InputError as error:
+                yield Sourced(None, str(path), frame.number, _one_line(error, path))
+    except UNREADABLE as error:
+        yield Sourced(None, str(path), None, _one_line(error, path))
+
+
+def _count(path: Path) -> int:
+    from carryall.data.extxyz import iter_frames
+    from carryall.data.readers import is_extxyz
+
+    try:
+        return sum(1 for _ in iter_frames(path)) if path.is_file() and is_extxyz(path) else 1
+    except UNREADABLE:
+        return 1
+
+
+def _one_line(error: Exception, path: Path) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, InputError) else f"{path}: cannot be read: {text}"
 
 
 def check_against(potential: Potential, structures: Sequence[AtomicData], what: str) -> None:

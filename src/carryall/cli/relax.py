@@ -1,38 +1,44 @@
-"""`carryall relax`: any number of structures, relaxed in batches; a failing one never stops the others."""
+"""`carryall relax`: any number of structures, relaxed in flight; a failing one never stops the others, a kill loses none."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from carryall.cli.arguments import parse
 from carryall.cli.console import console, show_data, show_files, show_settings, show_table
-from carryall.cli.inputs import load_potential, notify
+from carryall.cli.inputs import FrameStream, load_potential, notify, problem_of
 from carryall.errors import InputError
 
 if TYPE_CHECKING:
-    from carryall.data import AtomicData
     from carryall.dynamics import RelaxResult
+    from carryall.dynamics.structures import Sourced
     from carryall.graph import Potential
 
+FIRST = 64
+"""Inputs that are looked at, and shown, before work starts."""
+NOTED = 20
+"""Failures that are told one by one; all of them are in results.csv."""
 FILES = {
-    "relaxed.extxyz": "structures that finished, with energy and forces; source and frame in the comment",
+    "relaxed.extxyz": "structures that finished, with energy and forces; source, frame and outcome in the comment",
     "results.csv": "outcome, steps, energy, largest force and reason of every input, in input order",
+    "ledger.sqlite": "all of it as it comes, and the batch on its way: --resume goes on from here",
 }
-COLUMNS = {"input": "1", "frame": "1", "outcome": "1", "steps": "1", "energy": "eV", "fmax": "eV/angstrom", "reason": "1"}
 
 
 @dataclass(frozen=True)
 class RelaxConfig:
-    """Relax atoms at fixed cell with FIRE, many structures in one batch."""
+    """Relax structures, any number of them, in batches; a run that was killed goes on with --resume."""
 
     files: Positional[tuple[Path, ...]]
-    """Structures: any number of files, every frame of each."""
+    """Structures: any number of files, every frame of each; read one after the other, as they are needed."""
     model: str
     """A packed file, checkpoint, source file or built-in name (lj-argon, sutton-chen, water)."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("relaxed")
@@ -41,22 +47,28 @@ class RelaxConfig:
     """Largest force that counts as relaxed, eV/Å."""
     max_steps: int = 500
     """Steps after which a structure is left as it is."""
-    max_atoms_per_batch: int = 4000
-    """Atoms that are worked on at once."""
+    optimizer: Literal["fire", "lbfgs", "gradient_descent"] = "fire"
+    """How to go downhill."""
+    cell_filter: Literal["unit_cell", "frechet"] | None = None
+    """Relax the cell too, in these coordinates; None keeps it fixed."""
+    pressure: float = 0.0
+    """That the cell relaxes to, GPa."""
+    cell_mask: tuple[bool, bool, bool, bool, bool, bool] | None = None
+    """Which strains are free: xx yy zz yz xz xy."""
+    hydrostatic_strain: bool = False
+    """The cell keeps its shape."""
+    constant_volume: bool = False
+    """The cell keeps its volume."""
+    max_atoms_per_batch: int | None = None
+    """Atoms that are worked on at once; None: as many as pay and fit into memory."""
+    max_edges_per_batch: int | None = None
+    """Neighbour pairs that are worked on at once."""
+    resume: bool = False
+    """Go on with the run in the folder."""
     device: str = "cpu"
     """Where to run."""
     rebuild: bool = False
     """Compile a .pt2 that does not fit this machine from its source, once, into the cache."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One input: a frame of a file, or a file that cannot be read."""
-
-    path: Path
-    frame: int | None
-    structure: AtomicData | None
-    reason: str | None = None
 
 
 def run(argv: Sequence[str]) -> int:
@@ -64,92 +76,90 @@ def run(argv: Sequence[str]) -> int:
     config = parse(RelaxConfig, "relax", argv)
     if not config.files:
         raise InputError("no structures: give at least one file, as in carryall relax *.cif --model model.pt2")
+    if (config.out / "ledger.sqlite").exists() and not config.resume:
+        raise InputError(f"{config.out} holds a run already: go on with --resume, or write elsewhere with -o")
     potential = load_potential(config.model, config.device, config.rebuild)
-    rows = read_rows(config.files, potential)
-    usable = [row for row in rows if row.reason is None and row.structure is not None]
-    if not usable:
-        raise InputError(
-            rows[0].reason if len(rows) == 1 else f"none of {len(rows)} inputs can be used; the first: {rows[0].reason}"
-        )
+    structures = FrameStream(config.files)
+    first = list(islice(structures, FIRST + 1))
+    _check_first(first, potential)
     show_settings({key: _text(value) for key, value in vars(config).items()} | {"dtype": potential.spec.dtype})
-    show_data({"usable": [row.structure for row in usable if row.structure is not None]})
-    for row in rows:
-        if row.reason is not None:
-            notify(f"set aside: {row.reason}")
+    shown = [one.data for one in first[:FIRST] if one.data is not None]
+    if shown:
+        show_data({f"first {len(shown)}" if len(first) > FIRST else "readable": shown})
     show_files(config.out, FILES)
-    found = dict(zip([id(row) for row in usable], relax_rows(usable, potential, config), strict=True))
-    results = [found.get(id(row)) for row in rows]
-    write_results(config.out, rows, results)
-    return show_outcome(rows, results, config.out)
+    results = _relaxed(config, potential, structures)
+    return show_outcome(results, config.out)
 
 
-def read_rows(files: Sequence[Path], potential: Potential) -> list[Row]:
-    """Every frame of every file, with the reason where it cannot be used."""
-    from carryall.cli.inputs import problem_of
-    from carryall.data import read_structures
-
-    rows: list[Row] = []
-    for path in files:
-        try:
-            structures = read_structures(path)
-        except InputError as error:
-            rows.append(Row(path, None, None, " ".join(str(error).split())))
-            continue
-        for frame, one in enumerate(structures):
-            problem = problem_of(potential, one)
-            rows.append(Row(path, frame, one, None if problem is None else f"{path}: frame {frame}: {problem}"))
-    return rows
+def _check_first(first: Sequence[Sourced], potential: Potential) -> None:
+    """InputError when there are few inputs, and none of them can be worked on."""
+    if len(first) > FIRST:
+        return
+    reasons = []
+    for one in first:
+        problem = one.reason if one.data is None else problem_of(potential, one.data)
+        if problem is None:
+            return
+        reasons.append(problem if one.data is None else f"{one.source}: frame {one.frame}: {problem}")
+    raise InputError(reasons[0] if len(reasons) == 1 else f"none of {len(reasons)} inputs can be used; the first: {reasons[0]}")
 
 
-def relax_rows(rows: Sequence[Row], potential: Potential, config: RelaxConfig) -> list[RelaxResult]:
-    """Results in the order of the rows."""
+def _relaxed(config: RelaxConfig, potential: Potential, structures: FrameStream) -> Sequence[RelaxResult]:
     from carryall.dynamics import relax
-    from carryall.progress import progress_bar
 
-    with progress_bar("structures", len(rows)) as advance:
-        return relax(
-            [row.structure for row in rows if row.structure is not None],
-            potential,
-            config.fmax,
-            config.max_steps,
-            max_atoms_per_batch=config.max_atoms_per_batch,
-            errors="set_aside",
-            on_batch=lambda done: advance(len(done), None),
-        )
+    failures = 0
 
+    def tell(result: RelaxResult) -> None:
+        nonlocal failures
+        if result.outcome == "failed":
+            failures += 1
+            if failures <= NOTED:
+                notify(f"set aside: {_where(result)}{result.reason}")
+            elif failures == NOTED + 1:
+                notify(f"more are set aside: all reasons will be in {config.out / 'results.csv'}")
 
-def write_results(out: Path, rows: Sequence[Row], results: Sequence[RelaxResult | None]) -> None:
-    """relaxed.extxyz and results.csv."""
-    from carryall.data import write_structures
-    from carryall.properties.errors_table import write_csv
-
-    out.mkdir(parents=True, exist_ok=True)
-    lines: list[list[object]] = []
-    finished: list[AtomicData] = []
-    for row, result in zip(rows, results, strict=True):
-        frame = "" if row.frame is None else row.frame
-        if result is None or result.energy is None or result.fmax is None or result.structure is None:
-            reason = row.reason if result is None else result.reason
-            lines.append([row.path, frame, "failed", 0 if result is None else result.steps, "", "", reason])
-            continue
-        lines.append([row.path, frame, result.outcome, result.steps, f"{result.energy:.10g}", f"{result.fmax:.6g}", ""])
-        facts = {"source": str(row.path), "frame": row.frame, "outcome": result.outcome}
-        finished.append(result.structure.replace(info={**result.structure.info, **facts}))
-    if finished:
-        write_structures(out / "relaxed.extxyz", finished)
-    write_csv(out / "results.csv", list(COLUMNS), list(COLUMNS.values()), lines)
+    return relax(
+        structures,
+        potential,
+        config.fmax,
+        config.max_steps,
+        optimizer=config.optimizer,
+        cell_filter=config.cell_filter,
+        pressure=config.pressure,
+        cell_mask=config.cell_mask,
+        hydrostatic_strain=config.hydrostatic_strain,
+        constant_volume=config.constant_volume,
+        max_atoms_per_batch=config.max_atoms_per_batch,
+        max_edges_per_batch=config.max_edges_per_batch,
+        errors="set_aside",
+        out=config.out,
+        resume=config.resume,
+        # to know how much is left, all files are looked through: only for somebody who sees it
+        progress=sys.stderr.isatty(),
+        on_result=tell,
+    )
 
 
-def show_outcome(rows: Sequence[Row], results: Sequence[RelaxResult | None], out: Path) -> int:
+def show_outcome(results: Sequence[RelaxResult], out: Path) -> int:
     """Counts by outcome; the exit code."""
-    outcomes = ["failed" if result is None else result.outcome for result in results]
-    counts = {name: outcomes.count(name) for name in ("converged", "step_budget", "failed")}
-    show_table(("outcome", "structures"), [(name, str(count)) for name, count in counts.items() if count])
-    if counts["failed"] == len(rows):
-        first = next(result.reason for result in results if result is not None)
-        raise InputError(f"none of {len(rows)} structures finished; the first: {first} (all reasons in {out / 'results.csv'})")
+    from carryall.dynamics.ledger import LedgerResults
+
+    counts = LedgerResults(out).outcomes()
+    names = ("converged", "step_budget", "failed")
+    show_table(("outcome", "structures"), [(name, str(counts[name])) for name in names if name in counts])
+    if counts.get("failed") == len(results):
+        first = results[0].reason
+        raise InputError(
+            f"none of {len(results)} structures finished; the first: {first} (all reasons in {out / 'results.csv'})"
+        )
     console().print(f"written to {out}/")
     return 0
+
+
+def _where(result: RelaxResult) -> str:
+    if result.source is None or result.frame is None or str(result.reason).startswith(result.source):
+        return ""
+    return f"{result.source}: frame {result.frame}: "
 
 
 def _text(value: object) -> object:

@@ -278,8 +278,7 @@ class Batch:
         Returns a bool mask (other.n_systems,) of what was copied: every key of every dtype. `other` is not changed. Keys that
         differ are an InputError, before anything is copied, unless `fill` has a value for a key that `other` lacks.
         """
-        wanted = levels.system_index(_bool_mask(mask, other.n_systems), other.n_systems)
-        chosen = self._choose(other, wanted)
+        chosen = self._choose(other, levels.mask_index(mask, other.n_systems))
         source = levels.select(other._held(), chosen)
         self._check_same_keys(source, fill or {})
         used = {level: self._columns.rows(level) for level in LEVELS}
@@ -403,12 +402,3 @@ class Batch:
             array = np.repeat(np.arange(self.n_systems, dtype=np.int64), counts)
         self._cache[name] = torch.from_numpy(array).to(self.device)
         return self._cache[name]
-
-
-def _bool_mask(mask: Tensor | np.ndarray | Sequence[bool] | None, n_systems: int) -> np.ndarray:
-    if mask is None:
-        return np.ones(n_systems, dtype=bool)
-    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-    if array.size and array.dtype != bool:
-        raise InputError(f"mask must be true or false for each of the {n_systems} systems, got {array.dtype} {array.tolist()}")
-    return array.astype(bool)

@@ -172,6 +172,16 @@ def system_index(index: Index, n_systems: int) -> np.ndarray:
     return np.where(array < 0, array + n_systems, array)
 
 
+def mask_index(mask: Tensor | np.ndarray | Sequence[bool] | None, n_systems: int) -> np.ndarray:
+    """(k,) int64 systems where a mask of n_systems bools is true; None stands for all."""
+    if mask is None:
+        return np.arange(n_systems, dtype=np.int64)
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if array.size and array.dtype != bool:
+        raise InputError(f"mask must be true or false for each of the {n_systems} systems, got {array.dtype} {array.tolist()}")
+    return system_index(np.atleast_1d(array.astype(bool)), n_systems)
+
+
 def compatible(key: str, piece: Tensor, store: Tensor) -> None:
     """InputError unless the rows of `piece` fit into `store`: same row shape, same kind of dtype, nothing narrowed."""
     if piece.shape[1:] != store.shape[1:]:

@@ -1,8 +1,11 @@
 """Batched dynamics: one model call a step for any number of systems. Start with `integrators/nve.py`, then `base.py`."""
 
 from carryall.dynamics.base import BaseDynamics as BaseDynamics
+from carryall.dynamics.base import DynamicsOptions as DynamicsOptions
+from carryall.dynamics.buffers import BufferConfig as BufferConfig
 from carryall.dynamics.convergence import ConvergenceCriterion as ConvergenceCriterion
 from carryall.dynamics.convergence import ConvergenceHook as ConvergenceHook
+from carryall.dynamics.engine import Engine as Engine
 from carryall.dynamics.fused import FusedStage as FusedStage
 from carryall.dynamics.hooks import Checkpoint as Checkpoint
 from carryall.dynamics.hooks import CSVLog as CSVLog
@@ -26,7 +29,14 @@ from carryall.dynamics.md import MDResult as MDResult
 from carryall.dynamics.md import MDSystem as MDSystem
 from carryall.dynamics.md import md as md
 from carryall.dynamics.optimizers import FIRE as FIRE
+from carryall.dynamics.parameters import Ramp as Ramp
 from carryall.dynamics.relax import RelaxResult as RelaxResult
 from carryall.dynamics.relax import relax as relax
+from carryall.dynamics.samplers import Room as Room
+from carryall.dynamics.samplers import SizeAwareSampler as SizeAwareSampler
+from carryall.dynamics.samplers import size_bins as size_bins
+from carryall.dynamics.sinks import DataSink as DataSink
+from carryall.dynamics.sinks import MemorySink as MemorySink
+from carryall.dynamics.sinks import SinkFullError as SinkFullError
 from carryall.dynamics.status import Outcome as Outcome
 from carryall.dynamics.velocities import initialize_velocities as initialize_velocities

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from carryall.dynamics.engine import Engine
 from carryall.dynamics.hooks.base import name_of
 from carryall.dynamics.status import atom_rows, keep_frozen
 from carryall.dynamics.thermo import degrees_of_freedom, kinetic_energy
+from carryall.errors import nearest
 from carryall.graph.potential import Potential
 
 if TYPE_CHECKING:
@@ -24,21 +25,17 @@ if TYPE_CHECKING:
     from carryall.dynamics.sinks import DataSink
 
 
-class DynamicsOptions(TypedDict, total=False):
-    """What every dynamics takes beside its own settings."""
+class EngineOptions(TypedDict, total=False):
+    """What every engine takes."""
 
     hooks: Iterable[Any]
     """See `Hook`."""
-    convergence_hook: ConvergenceHook | Criteria
-    """When a system is done."""
     n_steps: int | None
     """Default of `run`; in flight and in a fused stage, the steps after which a system leaves."""
     skin: float
     """Å, of the neighbour list; default 0.5."""
     exit_status: int
     """From this status on a system is done; default 1."""
-    constraints: Sequence[Constraint]
-    """What forces, virials and velocities have to obey."""
     sampler: SizeAwareSampler | None
     """Where systems come from in flight."""
     sinks: Sequence[DataSink]
@@ -47,6 +44,15 @@ class DynamicsOptions(TypedDict, total=False):
     """Steps between looks for finished systems in flight; default 5."""
     init_fn: Callable[[Batch], None] | None
     """Called in flight with each batch of new systems, to give what the sampler does not, such as velocities."""
+
+
+class DynamicsOptions(EngineOptions, total=False):
+    """What every dynamics takes beside its own settings."""
+
+    convergence_hook: ConvergenceHook | Criteria
+    """When a system is done."""
+    constraints: Sequence[Constraint]
+    """What forces, virials and velocities have to obey."""
 
 
 class BaseDynamics(Engine):
@@ -76,15 +82,21 @@ class BaseDynamics(Engine):
 
     def __init__(self, model: Potential, **options: Unpack[DynamicsOptions]) -> None:
         """model: any `Potential`."""
-        criteria = options.pop("convergence_hook", None)
+        for name in options:
+            if name not in DynamicsOptions.__annotations__:
+                hint = nearest(name, DynamicsOptions.__annotations__)
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}")
+        criteria = options.get("convergence_hook")
         if criteria is not None and not isinstance(criteria, ConvergenceHook):
             criteria = ConvergenceHook(criteria)
         self.convergence_hook: ConvergenceHook | None = criteria
-        self.constraints = tuple(options.pop("constraints", ()))
+        self.constraints = tuple(options.get("constraints", ()))
         self._bookkeeping: dict[str, Callable[[Batch], Tensor]] = {}
         # n_steps decides whether a hook can wait for ON_CONVERGE
         self.n_steps = options.get("n_steps")
-        super().__init__(model, self.__needs_keys__, **options)
+        own = DynamicsOptions.__annotations__.keys() - EngineOptions.__annotations__.keys()
+        rest = {name: value for name, value in options.items() if name not in own}
+        super().__init__(model, self.__needs_keys__, **cast(EngineOptions, rest))
 
     # -- what a subclass gives
 

@@ -30,7 +30,7 @@ def to_bytes(tensors: Mapping[str, Tensor], facts: Any = None) -> bytes:
     head = json.dumps(
         {"facts": _plain(facts, parts), "tensors": {key: _layout(value) for key, value in parts.items()}}
     ).encode()
-    memory = [value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for value in parts.values()]
+    memory = [_memory(value) for value in parts.values()]
     return b"".join([MAGIC, struct.pack("<Q", len(head)), head, *memory])
 
 
@@ -98,12 +98,17 @@ def content_hash(data: AtomicData) -> bytes:
     fields = {name: value for name in FIELDS if name not in LABELS and (value := getattr(data, name)) is not None}
     for name, value in {**fields, **data.atom_extras, **data.system_extras}.items():
         digest.update(f"{name} {_layout(value)};".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(_memory(value))
     return digest.digest()
 
 
 def _layout(value: Tensor) -> tuple[str, list[int]]:
     return short_name(value.dtype), list(value.shape)
+
+
+def _memory(value: Tensor) -> bytes:
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from carryall.data.atomic_data import AtomicData
+from carryall.data.atomic_data import AtomicData, unchecked
 from carryall.data.batch import Batch
 from carryall.data.extra_inputs import input_extras, missing_inputs
 from carryall.dynamics.status import SYSTEM_ID
@@ -149,20 +149,30 @@ def moving_batch(structures: Sequence[AtomicData], ids: Sequence[int]) -> Batch:
     """
     held = any(MOVE_MASK in one.atom_extras for one in structures)
     moving = any(one.velocities is not None for one in structures)
-    bare = []
-    for data in structures:
-        values: dict[str, Any] = {"masses": standard_masses(data.atomic_numbers) if data.masses is None else data.masses}
-        if moving:
-            values["velocities"] = torch.zeros_like(data.positions) if data.velocities is None else data.velocities
-        extras = input_extras(data)
-        if held:
-            extras["atom_extras"] = {**extras["atom_extras"], MOVE_MASK: move_mask(data)}
-        bare.append(
-            AtomicData(data.positions, data.atomic_numbers, data.cell, data.pbc, **values, **extras).to(dtype=torch.float64)
-        )
-    batch = Batch.from_data_list(bare, missing_inputs(bare))
+    weighed = any(one.masses is not None for one in structures)
+    bare = [_bare(one, moving, weighed, held) for one in structures]
+    batch = Batch.from_data_list(bare, missing_inputs(bare)).to(dtype=torch.float64)
     batch.set(SYSTEM_ID, torch.tensor(list(ids), dtype=torch.int64), level="system")
     return batch
+
+
+def _bare(data: AtomicData, moving: bool, weighed: bool, held: bool) -> AtomicData:
+    """What dynamics needs of a structure, which was checked when it was made."""
+    values = {"positions": data.positions, "atomic_numbers": data.atomic_numbers, "pbc": data.pbc}
+    if data.cell is not None:
+        values["cell"] = data.cell
+    if weighed:
+        values["masses"] = standard_masses(data.atomic_numbers) if data.masses is None else data.masses
+    if moving:
+        values["velocities"] = torch.zeros_like(data.positions) if data.velocities is None else data.velocities
+    extras: dict[str, dict[str, torch.Tensor]] = {}
+    if data.atom_extras or data.system_extras or data.spins is not None:
+        found = input_extras(data)
+        extras = {"atom": found["atom_extras"], "system": found["system_extras"]}
+        values |= {"spins": found["spins"]} if "spins" in found else {}
+    if held:
+        extras["atom"] = {**extras.get("atom", {}), MOVE_MASK: move_mask(data)}
+    return unchecked(values, extras, {})
 
 
 def move_mask(data: AtomicData) -> torch.Tensor:

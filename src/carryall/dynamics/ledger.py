@@ -130,10 +130,6 @@ class Ledger:
             yield from map(_result, rows)
             last = rows[-1][0]
 
-    def outcomes(self) -> dict[str, int]:
-        """How many inputs have each outcome."""
-        return dict(self._rows("SELECT outcome, count(*) FROM systems WHERE state = ? GROUP BY outcome", FINISHED))
-
     # -- systems on their way
 
     def save_in_flight(self, state: InFlight) -> None:
@@ -246,6 +242,12 @@ class LedgerResults(Sequence[RelaxResult]):
 
     def __iter__(self) -> Iterator[RelaxResult]:
         return self._read(0)
+
+    def outcomes(self) -> dict[str, int]:
+        """How many inputs have each outcome."""
+        query = "SELECT outcome, count(*) FROM systems WHERE state = ? GROUP BY outcome"
+        with self._opened() as database:
+            return dict(database.execute(query, (FINISHED,)).fetchall())
 
     def _read(self, first: int) -> Iterator[RelaxResult]:
         # Inputs are numbered without gaps, so that a place is an id once all are done.

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from carryall.errors import InputError
+from carryall.native import library
+from carryall.native import noise as native
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -144,6 +146,9 @@ def normal_vectors(seed: int, stream: Stream, system_id: Tensor, atom: Tensor, s
 
     The counter is (atom, step, high bits of step with the stream, system_id), the key is the seed.
     """
+    found = library() if atom.device.type == "cpu" else None
+    if found is not None:
+        return native.normal_vectors(found, int(seed), int(stream), system_id, atom, step)
     high = ((step >> 32) & 0xFFFFFF) | (int(stream) << 24)
     counter = torch.stack([atom & MASK, step & MASK, high, system_id & MASK])
     key = (seed & MASK, seed >> 32)

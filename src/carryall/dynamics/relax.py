@@ -142,9 +142,10 @@ def _work(plan: _Plan, store: Store, requested: Callable[[], bool] | None) -> in
     samples = [one.data for one in first if one.data is not None and one.reason is None]
     limits = _limits(plan, samples, sum(one.n_atoms for one in samples) if len(first) < FIRST else None)
     refusal = _refusal(plan, samples, limits)
-    total = len(plan.structures) if hasattr(plan.structures, "__len__") else None
-    if plan.errors == "raise" and total is not None:
+    sized = hasattr(plan.structures, "__len__")
+    if plan.errors == "raise" and sized:
         _check_all(plan, taken_up, limits, refusal)
+    total = len(plan.structures) if plan.progress and sized else None
     with progress_bar("structures", total, len(store)) if plan.progress else nullcontext() as advance:
 
         def tell(result: RelaxResult) -> None:

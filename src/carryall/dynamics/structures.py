@@ -155,34 +155,3 @@ def _from_ase(structure: Any) -> AtomicData:
     if not hasattr(structure, "get_atomic_numbers"):
         raise InputError(f"expected AtomicData or ase.Atoms, got {type(structure).__name__}")
     return AtomicData.from_ase(structure)
-
-
-def structure_list(structures: Structures) -> list[Any]:
-    return list(structure_iterable(structures))
-
-
-def check_inputs(structures: Any, potential: Potential) -> None:
-    check_all(checked_input(i, one, potential) for i, one in enumerate(structures))
-
-
-def chunks(inputs: Any, max_atoms: int) -> Any:
-    held: list[Input] = []
-    atoms = 0
-    for one in inputs:
-        size = 0 if one.data is None else one.data.n_atoms
-        if held and atoms + size > max_atoms:
-            yield held
-            held, atoms = [], 0
-        held.append(one)
-        atoms += size
-    if held:
-        yield held
-
-
-def working_batch(inputs: Any, velocities: bool = False) -> Batch:
-    from carryall.dynamics.inflight import moving_batch
-
-    batch = moving_batch([one.data for one in inputs], [one.index for one in inputs])
-    if velocities and "velocities" not in batch:
-        batch.velocities = torch.zeros_like(batch.positions)
-    return batch

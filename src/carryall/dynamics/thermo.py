@@ -70,6 +70,26 @@ def pressure(batch: Batch) -> Tensor:
     return torch.where(volume > 0, (2.0 * kinetic + trace) / (3.0 * volume) / GPa, torch.nan)
 
 
+def kinetic_tensor(batch: Batch, velocities: Tensor | None = None) -> Tensor:
+    """(n_systems, 3, 3) eV, sum of m v ⊗ v: symmetric, its trace is twice the kinetic energy; velocities: the batch's own."""
+    v = batch.velocities.double() if velocities is None else velocities
+    momenta = v * masses(batch).double()[:, None]
+    # xx, yy, zz, xz, yx, zy of each atom
+    rows = torch.cat([v * momenta, v * momenta.roll(1, 1)], 1)
+    total = rows.new_zeros(batch.n_systems, 6).index_add(0, batch.system, rows)
+    return total[:, [0, 4, 3, 4, 1, 5, 3, 5, 2]].reshape(-1, 3, 3)
+
+
+def pressure_tensor(batch: Batch) -> Tensor:
+    """(n_systems, 3, 3) GPa, (sum of m v ⊗ v + virial) / V; NaN where a system has no cell or no virial was computed."""
+    volume = batch.volume.double()[:, None, None]
+    if "virial" not in batch:
+        return torch.full((batch.n_systems, 3, 3), torch.nan, dtype=torch.float64, device=batch.device)
+    virial = batch.get("virial")
+    kinetic = kinetic_tensor(batch) if "velocities" in batch else torch.zeros_like(virial)
+    return torch.where(volume > 0, (kinetic + virial) / volume / GPa, torch.nan)
+
+
 def max_force(batch: Batch) -> Tensor:
     """eV/Å, largest force on an atom of each system; 0 without atoms."""
     size = batch.forces.norm(dim=1)

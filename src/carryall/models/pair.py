@@ -19,6 +19,13 @@ from carryall.errors import InputError
 from carryall.graph.neighbor_graph import NeighborGraph
 from carryall.graph.potential import PotentialSpec
 from carryall.graph.segments import segment_sum
+from carryall.graph.skin import SkinNeighborList, arrays_of, refuse
+from carryall.graph.systems import Systems
+
+TRUNCATIONS = {"none": 0, "shift": 1, "switch": 2}
+"""As native code numbers them."""
+SWITCH_START = 0.9
+"""Of the cutoff."""
 
 
 class LennardJones(nn.Module):
@@ -44,9 +51,10 @@ class LennardJones(nn.Module):
             raise InputError(
                 f"epsilon and sigma need one value for each of {list(type_map)}, got {list(epsilon)} and {list(sigma)}"
             )
-        if truncation not in ("shift", "switch", "none"):
+        if truncation not in TRUNCATIONS:
             raise InputError(f"truncation must be 'shift', 'switch' or 'none', got {truncation!r}")
         self.type_map, self.cutoff, self.truncation = tuple(type_map), float(cutoff), truncation
+        self._table: tuple[Tensor, Tensor, Tensor] | None = None
         self.register_buffer("epsilon", torch.tensor(list(epsilon), dtype=torch.float64))
         self.register_buffer("sigma", torch.tensor(list(sigma), dtype=torch.float64))
 
@@ -71,9 +79,35 @@ class LennardJones(nn.Module):
         if self.truncation == "shift":
             energy = energy - four_epsilon(epsilon, sigma, torch.full_like(squared, self.cutoff**2))
         elif self.truncation == "switch":
-            energy = energy * smooth_cutoff(squared.sqrt(), 0.9 * self.cutoff, self.cutoff)
+            energy = energy * smooth_cutoff(squared.sqrt(), SWITCH_START * self.cutoff, self.cutoff)
         energy = torch.where(squared <= self.cutoff**2, energy, 0.0)
         return segment_sum(0.5 * energy, graph.edge_center, graph.n_local, graph.edge_mask)
+
+    def evaluate_systems(self, neighbors: SkinNeighborList, systems: Systems) -> dict[str, Tensor] | None:
+        """What a Potential returns, by native code on a CPU; None where there is none, or where a gradient is wanted."""
+        if systems.positions.requires_grad or systems.cell.requires_grad or neighbors.cutoff != self.cutoff:
+            return None
+        lists = neighbors.native(systems)
+        if lists is None or neighbors.type_map != self.type_map or self.epsilon.device.type != "cpu":
+            return None
+        start = SWITCH_START * self.cutoff
+        types = neighbors.types(systems)
+        output, problems = lists.lennard_jones(
+            arrays_of(systems), types, self._pair_table(), TRUNCATIONS[self.truncation], start
+        )
+        refuse(problems, systems)
+        return output
+
+    def _pair_table(self) -> Tensor:
+        """(n_types, 3, n_types) 4 epsilon, sigma^2 and energy at the cutoff of each pair of types."""
+        kept = self._table
+        if kept is None or not (torch.equal(kept[0], self.epsilon) and torch.equal(kept[1], self.sigma)):
+            epsilon = (self.epsilon[:, None] * self.epsilon).sqrt()
+            sigma = 0.5 * (self.sigma[:, None] + self.sigma)
+            at_cutoff = four_epsilon(epsilon, sigma, torch.full_like(sigma, self.cutoff**2))
+            table = torch.stack([4 * epsilon, sigma.square(), at_cutoff], 1)
+            self._table = kept = (self.epsilon.clone(), self.sigma.clone(), table)
+        return kept[2]
 
     def to_dict(self) -> dict[str, Any]:
         """The source form of the model."""

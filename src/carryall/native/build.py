@@ -80,8 +80,8 @@ def processor() -> str:
 
 def built(compiler: str) -> Path:
     """The library's file; compiled now where the cache has none for these sources, flags, compiler and processor."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
-    digest = hashlib.sha256("\0".join([platform.system(), *FLAGS, compiler, processor()]).encode() + version)
+    version = run([compiler, "--version"]).stdout
+    digest = hashlib.sha256("\0".join([platform.system(), *FLAGS, compiler, version, processor()]).encode())
     for path in sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     folder = cache_folder() / "native"
@@ -102,24 +102,29 @@ def is_whole(path: Path) -> bool:
     try:
         load(path)
     except (OSError, RuntimeError):
-        path.unlink(missing_ok=True)
         return False
     return True
 
 
 def compile_into(compiler: str, target: Path) -> None:
     """Compile to `target`, which appears whole or not at all; RuntimeError with the compiler's first words."""
+    logger.info("compiling native code with %s, once, into %s", compiler, target)
     code = [str(path) for path in sources() if path.suffix == ".cpp"]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         new = Path(folder) / target.name
-        done = subprocess.run(
-            [compiler, *FLAGS, *code, "-o", str(new)], capture_output=True, text=True, check=False, timeout=SECONDS
-        )
+        done = run([compiler, *FLAGS, *code, "-o", str(new)])
+        if done.returncode:  # not every compiler knows this processor
+            done = run([compiler, *(flag for flag in FLAGS if flag != "-march=native"), *code, "-o", str(new)])
         if done.returncode:
             words = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:300])
             raise RuntimeError(f"{compiler} failed: {words.strip()}")
         load(new)
         new.replace(target)
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command, its words kept."""
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
 
 
 def load(path: Path) -> ctypes.CDLL:

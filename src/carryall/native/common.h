@@ -2,12 +2,17 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <exception>
 #include <thread>
 #include <vector>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define CARRYALL_API extern "C" __attribute__((visibility("default")))
 
@@ -29,6 +34,17 @@ inline void store8(double* p, Real8 v) { std::memcpy(p, &v, sizeof v); }
 inline Real8 all8(double x) { return Real8{x, x, x, x, x, x, x, x}; }
 
 inline Real8 select8(Int8 mask, Real8 yes, Real8 no) { return (Real8)((mask & (Int8)yes) | (~mask & (Int8)no)); }
+
+inline Real8 root8(Real8 v) {
+#ifdef __AVX512F__
+  return (Real8)_mm512_sqrt_pd((__m512d)v);
+#else
+  double x[LANES];
+  store8(x, v);
+  for (int k = 0; k < LANES; k++) x[k] = std::sqrt(x[k]);
+  return load8(x);
+#endif
+}
 
 // Halves onto halves, so that the order of the sum is that of vector registers.
 inline double sum8(Real8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }

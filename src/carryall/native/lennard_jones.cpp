@@ -2,7 +2,6 @@
 //
 // Each centre sums over its own neighbours, so nothing is scattered. What is within the cutoff is packed first, in the order
 // of neighbour and shift: which lane a pair falls into, and so the order of every sum, depends on the system alone.
-#include <cmath>
 
 #include "lists.h"
 
@@ -31,16 +30,15 @@ struct Block {
   int64_t system, begin, end;
 };
 
-// Energy and slope factor of the switch: e s, and (de/dr)/r s + e (ds/dr)/r.
-inline void switched(Real8 squared, double start, double end, Real8& energy, Real8& slope) {
-  Real8 r;
-  for (int k = 0; k < LANES; k++) r[k] = std::sqrt(squared[k]);
-  Real8 u = (r - start) / (end - start);
+// Energy and slope with the switch s: e s, and (de/dr)/r s + e (ds/dr)/r; s is 1 up to `start`.
+inline void switched(Real8 squared, Real8 inverse, double start, double width, Real8& energy, Real8& slope) {
+  const Real8 r = root8(squared);
+  Real8 u = (r - start) * (1 / width);
   u = select8(u > 0.0, u, all8(0.0));
   u = select8(u < 1.0, u, all8(1.0));
   const Real8 v = 1.0 - u;
   const Real8 factor = 1.0 - u * u * u * (6.0 * u * u - 15.0 * u + 10.0);
-  const Real8 bend = -30.0 * u * u * v * v / ((end - start) * r);
+  const Real8 bend = (-30.0 / width) * (u * u) * (v * v) * (r * inverse);
   slope = slope * factor + energy * bend;
   energy = energy * factor;
 }
@@ -86,7 +84,7 @@ void evaluate_block(const List& list, const Form& form, const int64_t* types, co
       Real8 energy = attraction * (sixth - 1.0);
       Real8 slope = attraction * (6.0 - 12.0 * sixth) * inverse;  // (de/dr) / r
       if (TRUNCATION == SHIFT) energy = energy - shift;
-      if (TRUNCATION == SWITCH) switched(squared, form.start, form.cutoff, energy, slope);
+      if (TRUNCATION == SWITCH) switched(squared, inverse, form.start, form.cutoff - form.start, energy, slope);
       const Int8 real = lane < (n - k);
       e += select8(real, energy, all8(0));
       const Real8 gx = slope * dx, gy = slope * dy, gz = slope * dz;  // zero beyond n: so are the distances there

@@ -1,7 +1,6 @@
 // Lists that are kept from call to call: found again by id, checked, searched again where they could miss a neighbour.
 #include "lists.h"
 
-#include <cmath>
 
 #include "pack.h"
 

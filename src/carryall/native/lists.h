@@ -45,6 +45,14 @@ struct Workspace {
   std::vector<double> fractional, wrapped, x, y, z, row_x, row_y, row_z;
   std::vector<int32_t> wraps, atom, image, self, found, row_atom, number, classes;
   std::vector<int64_t> count, first, start, key, order;
+  int64_t n_candidates = 0;  // their x, y, z, atom and image may have room for more
+
+  void grow(size_t candidates) {
+    if (x.size() >= candidates) return;
+    const size_t size = std::max(candidates, 2 * x.size());
+    for (auto* one : {&x, &y, &z}) one->resize(size);
+    atom.resize(size), image.resize(3 * size);
+  }
 };
 
 // Fills `list` for these positions (n, 3), or says why there is none; `atom` is the one to blame.

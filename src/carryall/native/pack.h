@@ -3,10 +3,6 @@
 
 #include "common.h"
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
 namespace carryall {
 
 // Places of the points begin to end - 1 within the distance of `center`; writes up to LANES places more than it returns.

@@ -1,6 +1,5 @@
 // Counter-based normal numbers: the integers and roundings of carryall/dynamics/noise.py, operation by operation.
 // Philox4x32-10: Salmon, Moraes, Dror, Shaw, SC'11. Polynomials: fdlibm (Sun Microsystems 1993).
-#include <cmath>
 
 #include "common.h"
 

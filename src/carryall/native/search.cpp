@@ -3,7 +3,6 @@
 // Atoms are wrapped into the cell along periodic axes. Candidates are the images of every atom that lie within reach of the
 // wrapped atoms' box, in the order of atom and lattice vectors, so that lists come out sorted when candidates are met in turn.
 // Small systems compare every centre with every candidate, large ones look candidates up among binned centres.
-#include <cmath>
 #include <limits>
 
 #include "lists.h"
@@ -134,38 +133,46 @@ Bounds bounds_of(const std::vector<double>& rows, int64_t n) {
 // Images of all atoms that can have a neighbour, in the order of atom and lattice vectors.
 void list_candidates(int64_t n, const uint8_t* pbc, const Frame& frame, double reach, Workspace& work) {
   const Bounds fractions = bounds_of(work.fractional, n), box = bounds_of(work.wrapped, n);
-  work.x.clear(), work.y.clear(), work.z.clear(), work.atom.clear(), work.image.clear();
+  const double* h = frame.box;
   work.self.resize(n);
+  size_t filled = 0;
   for (int64_t j = 0; j < n; j++) {
     int32_t from[3], to[3];
+    double most = 1;
     for (int k = 0; k < 3; k++) {
       const double margin = reach / frame.heights[k] + SLACK, f = work.fractional[3 * j + k];
-      from[k] = pbc[k] ? int32_t(std::ceil(fractions.low[k] - margin - f)) : 0;
-      to[k] = pbc[k] ? int32_t(std::floor(fractions.high[k] + margin - f)) : 0;
+      const double low = pbc[k] ? std::ceil(fractions.low[k] - margin - f) : 0.0;
+      const double high = pbc[k] ? std::floor(fractions.high[k] + margin - f) : 0.0;
+      if (!(high - low < double(LARGEST))) throw std::bad_alloc();
+      from[k] = int32_t(low), to[k] = int32_t(high);
+      most *= high - low + 1;
     }
+    if (double(filled) + most > double(LARGEST)) throw std::bad_alloc();
+    work.grow(filled + size_t(most));
     const double* r = &work.wrapped[3 * j];
     for (int32_t a = from[0]; a <= to[0]; a++)
       for (int32_t b = from[1]; b <= to[1]; b++)
         for (int32_t c = from[2]; c <= to[2]; c++) {
-          double p[3];
-          bool near = true;
-          for (int k = 0; k < 3; k++) {
-            p[k] = r[k] + (a * frame.box[k] + b * frame.box[3 + k] + c * frame.box[6 + k]);
-            near = near && p[k] >= box.low[k] - reach && p[k] <= box.high[k] + reach;
-          }
-          if (a == 0 && b == 0 && c == 0) work.self[j] = int32_t(work.atom.size());
-          else if (!near) continue;
-          work.x.push_back(p[0]), work.y.push_back(p[1]), work.z.push_back(p[2]);
-          work.atom.push_back(int32_t(j));
-          work.image.insert(work.image.end(), {a, b, c});
+          const double x = r[0] + (a * h[0] + b * h[3] + c * h[6]);
+          const double y = r[1] + (a * h[1] + b * h[4] + c * h[7]);
+          const double z = r[2] + (a * h[2] + b * h[5] + c * h[8]);
+          const bool itself = a == 0 && b == 0 && c == 0;
+          const bool near = x >= box.low[0] - reach && x <= box.high[0] + reach && y >= box.low[1] - reach &&
+                            y <= box.high[1] + reach && z >= box.low[2] - reach && z <= box.high[2] + reach;
+          if (itself) work.self[j] = int32_t(filled);
+          work.x[filled] = x, work.y[filled] = y, work.z[filled] = z;
+          work.atom[filled] = int32_t(j);
+          int32_t* image = &work.image[3 * filled];
+          image[0] = a, image[1] = b, image[2] = c;
+          filled += near || itself;
         }
   }
-  if (int64_t(work.atom.size()) > LARGEST) throw std::bad_alloc();
+  work.n_candidates = int64_t(filled);
 }
 
 // Every centre against every candidate.
 void compare_all(int64_t n, double reach, Workspace& work, List& list) {
-  const int64_t m = int64_t(work.atom.size());
+  const int64_t m = work.n_candidates;
   list.ptr.assign(1, 0);
   list.edge.clear();
   size_t filled = 0;
@@ -259,7 +266,7 @@ double gap(const Bins& bins, double p, int64_t b, int k) {
 // For each candidate in turn the centres that it is a neighbour of; then the same by centre, in the order of candidates.
 void look_up(int64_t n, double reach, Workspace& work, List& list) {
   const Bins bins = make_bins(n, reach, work);
-  const int64_t m = int64_t(work.atom.size());
+  const int64_t m = work.n_candidates;
   const double squared = reach * reach;
   work.first.resize(m + 1);
   work.found.clear();
@@ -317,6 +324,51 @@ struct TripleHash {
 
 using Numbers = std::unordered_map<Triple, int32_t, TripleHash>;
 
+// Numbers for shifts, in the order of their coming: a table where all possible ones are few.
+class ShiftNumbers {
+ public:
+  ShiftNumbers(int64_t n, const Workspace& work, std::vector<int32_t>& shifts) : shifts_(shifts) {
+    double size = 1;
+    for (int k = 0; k < 3; k++) {
+      int32_t low = 0, high = 0, first = work.wraps[k], last = first;
+      for (int64_t e = 0; e < work.n_candidates; e++) {
+        low = std::min(low, work.image[3 * e + k]);
+        high = std::max(high, work.image[3 * e + k]);
+      }
+      for (int64_t i = 0; i < n; i++) {
+        first = std::min(first, work.wraps[3 * i + k]);
+        last = std::max(last, work.wraps[3 * i + k]);
+      }
+      low_[k] = int64_t(low) + first - last;
+      size_[k] = int64_t(high) + last - first - low_[k] + 1;
+      size *= double(size_[k]);
+    }
+    if (size <= 65536) table_.assign(size_t(size), -1);
+  }
+
+  int32_t operator()(const Triple& s) {
+    if (!table_.empty()) {
+      const int64_t a = s.at[0] - low_[0], b = s.at[1] - low_[1], c = s.at[2] - low_[2];
+      int32_t& number = table_[(a * size_[1] + b) * size_[2] + c];
+      if (number < 0) number = add(s);
+      return number;
+    }
+    const auto found = numbers_.find(s);
+    return found != numbers_.end() ? found->second : numbers_[s] = add(s);
+  }
+
+ private:
+  int32_t add(const Triple& s) {
+    shifts_.insert(shifts_.end(), s.at, s.at + 3);
+    return int32_t(shifts_.size() / 3) - 1;
+  }
+
+  int64_t low_[3], size_[3];
+  std::vector<int32_t> table_;
+  Numbers numbers_;
+  std::vector<int32_t>& shifts_;
+};
+
 // Centres whose wraps are alike see a candidate with the same shift; returns the number of such classes.
 int64_t classify(int64_t n, Workspace& work) {
   work.classes.assign(n, 0);
@@ -327,30 +379,25 @@ int64_t classify(int64_t n, Workspace& work) {
   Numbers numbers;
   for (int64_t i = 0; i < n; i++) {
     const Triple t = {{w[3 * i], w[3 * i + 1], w[3 * i + 2]}};
-    work.classes[i] = numbers.emplace(t, int32_t(numbers.size())).first->second;
+    const auto found = numbers.find(t);
+    work.classes[i] = found != numbers.end() ? found->second : int32_t(numbers.size());
+    if (found == numbers.end()) numbers[t] = work.classes[i];
   }
   return int64_t(numbers.size());
 }
 
 // From candidates of wrapped atoms to images of the atoms where they are: (atom, shift), each once for a class of centres.
 void name_images(int64_t n, Workspace& work, List& list) {
-  const int64_t n_classes = classify(n, work), m = int64_t(work.atom.size()), n_edges = int64_t(list.edge.size());
+  const int64_t n_classes = classify(n, work), m = work.n_candidates, n_edges = int64_t(list.edge.size());
   const bool table = n_classes * m <= 4 * (n_edges + m);
   list.image_atom.clear(), list.image_shift.clear(), list.shifts.clear();
-  Numbers numbers;
-  Triple last = {{0, 0, 0}};
-  int32_t last_number = -1;
+  ShiftNumbers number_of(n, work, list.shifts);
   auto add = [&](int64_t center, int64_t candidate) {
     const int32_t j = work.atom[candidate];
     Triple s;
     for (int k = 0; k < 3; k++) s.at[k] = work.image[3 * candidate + k] + work.wraps[3 * center + k] - work.wraps[3 * j + k];
-    if (last_number < 0 || !(s == last)) {
-      const auto inserted = numbers.emplace(s, int32_t(numbers.size()));
-      if (inserted.second) list.shifts.insert(list.shifts.end(), s.at, s.at + 3);
-      last = s, last_number = inserted.first->second;
-    }
     list.image_atom.push_back(j);
-    list.image_shift.push_back(last_number);
+    list.image_shift.push_back(number_of(s));
     if (int64_t(list.image_atom.size()) > LARGEST) throw std::bad_alloc();
     return int32_t(list.image_atom.size() - 1);
   };
@@ -388,7 +435,7 @@ Failure search(const double* positions, int64_t n, const double* cell, const uin
     list.edge.clear(), list.image_atom.clear(), list.image_shift.clear(), list.shifts.clear();
   } else {
     list_candidates(n, pbc, frame, reach, work);
-    if (n * int64_t(work.atom.size()) <= COMPARE_ALL) compare_all(n, reach, work, list);
+    if (n * work.n_candidates <= COMPARE_ALL) compare_all(n, reach, work, list);
     else look_up(n, reach, work, list);
     name_images(n, work, list);
     for (int64_t c = 0; c < n; c++) list.widest = std::max(list.widest, list.ptr[c + 1] - list.ptr[c]);

@@ -48,6 +48,8 @@ class SymmetryTables:
     """(k, 3, 3) float64: primitive vectors are `primitive @ cell`."""
     removed_degrees: Tensor
     """(n_systems,) float64."""
+    lost_translations: Tensor
+    """(n_systems,) float64, which of them are translations of the whole crystal."""
 
     def vectors(self, cell: Tensor, rows: Tensor) -> Tensor:
         """`rows` (n_atoms, 3) averaged; cell (n_systems, 3, 3) as it is now."""
@@ -83,7 +85,8 @@ def symmetry_tables(
 ) -> SymmetryTables:
     """Tables for systems with these operations (None, or trivial ones: left alone); free: bool for each atom of each system."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
-    removed, first_atom, first_orbit, first_turn, used = np.zeros(len(operations)), 0, 0, 0, 0
+    removed, lost = np.zeros(len(operations)), np.zeros(len(operations))
+    first_atom = first_orbit = first_turn = used = 0
     for index, (one, moves) in enumerate(zip(operations, free, strict=True)):
         if one is not None and not one.trivial:
             n_turns, n_orbits = one.images.shape
@@ -107,10 +110,12 @@ def symmetry_tables(
             for name, value in found.items():
                 columns[name].append(np.asarray(value))
             removed[index] = 3.0 * moves.sum() - one.free_degrees(moves)
+            lost[index] = 3.0 - one.free_translations if moves.all() else 0.0
             first_orbit, first_turn, used = first_orbit + n_orbits, first_turn + n_turns, used + 1
         first_atom += len(moves)
     tensors = {name: _joined(columns[name], *_COLUMNS[name]).to(device) for name in _COLUMNS}
-    return SymmetryTables(**tensors, removed_degrees=torch.from_numpy(removed).to(device))
+    counts = {"removed_degrees": removed, "lost_translations": lost}
+    return SymmetryTables(**tensors, **{name: torch.from_numpy(value).to(device) for name, value in counts.items()})
 
 
 _COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {

@@ -32,7 +32,7 @@ class Constraint(Protocol):
         ...
 
     def removed_degrees(self, batch: Batch) -> Tensor:
-        """(n_systems,) float64, degrees of freedom that are gone."""
+        """(n_systems,) float64, degrees of freedom that are gone; those of `move_mask` are counted elsewhere."""
         ...
 
     def check(self, batch: Batch) -> None:

@@ -25,6 +25,9 @@ class FixCenterOfMass(Unconstrained):
     A system with fixed atoms keeps everything: they hold its centre. So does a single atom.
     """
 
+    holds_center_of_mass = True
+    """A dynamics removes three degrees of freedom once, for this or for its own reasons."""
+
     def __init__(self, unit_masses: bool = False) -> None:
         self.unit_masses = unit_masses
 

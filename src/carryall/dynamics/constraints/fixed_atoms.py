@@ -19,11 +19,12 @@ class FixAtoms(Unconstrained):
 
     Exactly one of four ways to say which: `indices` (of every system, counted within it, negative from its end), `mask` (true
     where an atom is fixed; for systems that all have that many atoms), `elements` (symbols or atomic numbers), or `where`, a
-    function of a batch that returns (n_atoms,) bool, asked once about each system, when it begins. What fits no rule is given by
-    the data: a structure's own `move_mask`, (n_atoms,) or (n_atoms, 3) bool, works without this constraint, and with it.
+    function of a batch that returns (n_atoms,) bool, asked once about each system, when it begins. What fits no rule is given
+    by the data: a structure's own `move_mask`, (n_atoms,) or (n_atoms, 3) bool, works without this constraint, and with it.
 
     The atoms are false in the batch's key `move_mask`, which the evaluation of forces, thermostats and the count of degrees of
-    freedom read. name: of the key that remembers which systems `where` was asked about; two functions need two names.
+    freedom read: in a fused stage they are held from a system's beginning to its end, whichever stage has the constraint.
+    name: of the key that remembers which systems `where` was asked about; two functions need two names.
     """
 
     def __init__(

@@ -42,6 +42,11 @@ class Operations:
         stays = (self.images == np.arange(self.images.shape[1])) & free[_first(self.orbit)]
         return round(float((np.trace(self.rotations, axis1=1, axis2=2) * stays.sum(1)).sum()) / len(self.rotations))
 
+    @property
+    def free_translations(self) -> int:
+        """How many translations of the whole crystal the rotations leave: 3 in P1, 1 in a polar group, mostly 0."""
+        return round(float(np.trace(self.rotations, axis1=1, axis2=2).sum()) / len(self.rotations))
+
 
 def find_operations(cell: np.ndarray, positions: np.ndarray, kinds: np.ndarray, symprec: float) -> Operations:
     """The space group of a crystal within `symprec` (Å): cell (3, 3), positions (n_atoms, 3) Å, kinds (n_atoms,) int, equal for

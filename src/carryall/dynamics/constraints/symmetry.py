@@ -20,10 +20,10 @@ from carryall.errors import InputError
 class FixSymmetry(Unconstrained):
     """Every crystal keeps the space group that it has, within `symprec` Å, when it begins.
 
-    Forces, virial (so stress) and velocities are averaged over its operations, which go with the cell as it changes. refine: bring
-    positions and cell to obey the operations exactly, once, when a system begins. What a system is rattled by must be well
-    below symprec, and symprec well below the distances between atoms. The space group of a supercell is that of the crystal,
-    whatever the shape of the supercell.
+    Forces, virial (so stress) and velocities are averaged over its operations, which go with the cell as it changes. What a
+    system is rattled by must be well below symprec, and symprec well below the distances between atoms. The space group of a
+    supercell is that of the crystal, whatever the shape of the supercell. refine: bring positions and cell to obey the
+    operations exactly, once, when a system begins.
 
     A system without a cell that is periodic along three axes, with atoms that are free along some axes only, or without a group
     that spglib can find, is set aside with the reason. Spins and other inputs of a potential are not looked at. Needs spglib.
@@ -85,6 +85,10 @@ class FixSymmetry(Unconstrained):
     def removed_degrees(self, batch: Batch) -> Tensor:
         """(n_systems,) those of the free atoms less the dimension of their symmetric motions."""
         return self._averages(batch).removed_degrees
+
+    def lost_translations(self, batch: Batch) -> Tensor:
+        """(n_systems,) how many of them are translations of the whole crystal: where those are removed too, they count once."""
+        return self._averages(batch).lost_translations
 
     # -- inside
 
