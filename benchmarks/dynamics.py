@@ -1,14 +1,14 @@
-"""Batched dynamics beside nvalchemi-toolkit, torch-sim, ASE and LAMMPS: same potential, same structures, same machine, same run.
+"""Batched dynamics beside nvalchemi-toolkit, torch-sim, ASE and LAMMPS: same potential, same structures, same machine and run.
 
     python benchmarks/dynamics.py [--nvalchemi PY] [--torchsim PY] [--lammps PY] [--quick] [--out benchmarks/dynamics.md]
 
 Each PY is the python of an environment of its own with that peer (and ase); a peer without one is left out. The potential is
-Lennard-Jones argon (0.0104 eV, 3.4 Å, cut off at 8.5 Å without a shift), float64, periodic. Every engine runs in a process of its
-own with one thread, and all take turns: each repeat of a case goes through all of them, beginning with another each time, so
-that a machine that slows down slows all. Every repeat makes the simulation anew from the file and takes the same steps; the
-clock is CPU seconds of the process, without making the simulation and the first step. Fewer steps are taken where a step costs
-too much time, by engines whose steps all cost the same only. The best repeat counts. ASE runs one system after the other: three
-are measured, scaled by atoms.
+Lennard-Jones argon (0.0104 eV, 3.4 Å, cut off at 8.5 Å without a shift), float64, periodic. Every engine runs in a process of
+its own with one thread, and all take turns: each repeat of a case goes through all of them, beginning with another each time,
+so that a machine that slows down slows all. Every repeat makes the simulation anew from the file and takes the same steps; the
+clock is CPU seconds of the process, without making the simulation and the first step. Where that would take too long, engines
+whose steps all cost the same take fewer. The best repeat counts. ASE runs one system after the other: three are measured, one
+of each size, scaled by atoms.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class Worker:
         """Its answer; with the key "error" when it has none."""
         if self.failure:
             return {"error": self.failure}
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         try:
             print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
         except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""carryall's half of benchmarks/dynamics.py. With CARRYALL_NATIVE=0 in the environment, the pure PyTorch that stands in for its kernels."""
+"""carryall's half of benchmarks/dynamics.py; with CARRYALL_NATIVE=0 in the environment, torch alone."""
 
 from __future__ import annotations
 

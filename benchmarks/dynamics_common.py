@@ -39,9 +39,9 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Structures:
-    """Periodic argon: `ptr` (n + 1,) marks where structures begin in positions and velocities; cell (n, 3, 3), rows are vectors.
+    """Periodic argon: `ptr` (n + 1,) says where structures begin in positions and velocities; cell (n, 3, 3), rows are vectors.
 
-    Å, and Å sqrt(eV / amu) for velocities, as ASE has them.
+    Å, and Å sqrt(eV / amu) for velocities, as in ASE.
     """
 
     positions: Array

@@ -12,6 +12,10 @@ Result = Mapping[str, Any]
 OWN = "carryall"
 NVALCHEMI = ("nvalchemi, skin 1", "nvalchemi, skin 0")
 TORCHSIM = ("torch-sim", "torch-sim, vesin")
+COLUMNS = (
+    *(OWN, "carryall, skin 1", "carryall, torch alone", "carryall, torch alone, skin 1"),
+    *(*NVALCHEMI, *TORCHSIM, "ASE", "LAMMPS"),
+)
 TITLES = {"nve": "NVE", "fire": "FIRE"}
 LIMIT_CASE = "10,192 atoms"
 OF_NVALCHEMI, OF_LAMMPS, OUTSIDE_MS, IMPORT_SECONDS = 3.0, 3.0, 0.2, 1.0
@@ -30,6 +34,45 @@ NAMES = {
     "gradient_descent": "gradient descent",
     "fire_cell": "FIRE with the cell",
 }
+HEAD = """# Batched dynamics
+
+{quick}{processor}; {cores} cores, one used; {date}.
+Made by `benchmarks/dynamics.py`, whose head says what is measured:
+
+    python benchmarks/dynamics.py --nvalchemi PY --torchsim PY --lammps PY
+
+where each PY is the python of an environment with that peer. Versions, each engine with its own Python:
+
+{versions}
+
+{absent}"carryall" is what a user gets: skin {skin} Å, {native}. "torch alone" is the same with `CARRYALL_NATIVE=0`, as on
+a machine without a compiler. nvalchemi's skin is 0 unless one is given; LAMMPS has a skin of 1 Å.
+Milliseconds are CPU time of one thread.
+"""
+LIMIT = """## Ratios and the limit
+
+Of each peer its faster column. The practical limit is the rate of pairs of LAMMPS: with the same box, or its highest for what
+it does not run as one box or at all. A rate is of whole steps, the list and the integrator included.
+Memory is no limit: a copy moves {bandwidth:.1f} GB/s, and the {pairs:.3g} million pairs of the largest case, {size} bytes each
+in a half list, are read in {read:.2g} ms at that rate.
+"""
+AGREEMENT = """## Same physics
+
+Largest difference of a system's energy to carryall's, eV, over all cases. The units of time of nvalchemi and LAMMPS differ from
+ASE's by parts in 10⁹ and 10⁷, and their trajectories drift from the others' accordingly.
+"""
+SMALL = """## One box of 32 atoms, NVE, ms a step
+
+The model is the call that gives energy, forces and virial. carryall's machine code has the neighbour list inside that call,
+torch alone has it outside; nvalchemi's is outside, torch-sim's inside.
+"""
+RELAXATIONS = """## Relaxation of {systems} structures, {atoms:,} atoms
+
+8 to 64 atoms, rattled, strained, with vacancies; FIRE at fixed cell to 1 meV/Å. In flight: room for 3,000 atoms, finished ones
+looked for every 5 steps. Times go from the structures to the results in memory, after a few structures for what is compiled.
+Steps times systems in the batch count finished ones that wait. ASE's check: the largest force and the largest error of an
+energy among the structures that it evaluates again.
+"""
 
 
 def page(found: Result) -> str:
@@ -83,28 +126,22 @@ def processor() -> str:
 
 def head(found: Result) -> str:
     """What was measured, where, with what."""
-    versions = []
-    for worker, facts in found["versions"].items():
-        if worker != "fallback" and "error" not in facts:
-            versions.append(", ".join(f"{name} {version}" for name, version in facts.items()))
-    absent = f"Left out: {', '.join(found['absent'])}.\n" if found["absent"] else ""
-    quick = "**A quick run of tiny cases: its times mean nothing.**\n\n" if found["quick"] else ""
-    own = found["settings"]
-    native = {True: "its machine code", False: "no machine code (there is no compiler)", None: "unknown kernels"}[
-        own.get("native")
+    versions = [
+        "- " + ", ".join(f"{name} {version}" for name, version in sorted(facts.items()))
+        for worker, facts in found["versions"].items()
+        if worker != "fallback" and "error" not in facts
     ]
-    return f"""# Batched dynamics
-
-{quick}{processor()}; {os.cpu_count()} cores, one used; {found["date"]}. Made by `benchmarks/dynamics.py`, whose head says what is measured:
-
-    python benchmarks/dynamics.py --nvalchemi PY --torchsim PY --lammps PY
-
-where each PY is the python of an environment of that peer. Versions, each with its own Python:
-{"; ".join(versions)}.
-{absent}
-"carryall" is what a user gets: skin {own.get("skin")} Å, {native}. "torch alone" is the same with `CARRYALL_NATIVE=0`, without a compiler.
-nvalchemi's skin is 0 unless one is given; LAMMPS has a skin of 1 Å. Milliseconds are CPU time of one thread.
-"""
+    own = found["settings"]
+    return HEAD.format(
+        quick="**A quick run of tiny cases: its times mean nothing.**\n\n" if found["quick"] else "",
+        processor=processor(),
+        cores=os.cpu_count(),
+        date=found["date"],
+        versions="\n".join(versions),
+        absent=f"Left out: {', '.join(found['absent'])}.\n" if found["absent"] else "",
+        skin=own.get("skin"),
+        native="its machine code" if own.get("native") else "no machine code, as there is no compiler",
+    )
 
 
 def verdict(met: bool | None) -> str:
@@ -206,14 +243,10 @@ def ratios(found: Result) -> str:
             )
     columns = ("", "boxes", "atoms", "carryall, ms", "nvalchemi / it", "torch-sim / it", "ASE / it", "it / LAMMPS")
     more = ("pairs", "million pairs/s", "of the limit")
-    largest = max((case for _, case in cases(found)), key=lambda case: int(case["pairs"]))
-    millions, read = largest["pairs"] / 1e6, largest["pairs"] * BYTES_A_PAIR / found["bandwidth"] * 1e3
-    return (
-        "## Ratios and the limit\n\nOf each peer its faster column. The practical limit is LAMMPS's rate of pairs: of the same box, or its "
-        "highest of all for cases it does not run as one; a rate counts all of a step, not the pair loop alone. Memory is no "
-        f"limit: a copy moves {found['bandwidth'] / 1e9:.1f} GB/s, so that reading the {millions:.1f} million pairs of the largest case at "
-        f"{BYTES_A_PAIR} bytes takes {read:.1f} ms.\n\n" + table((*columns, *more), rows)
-    )
+    pairs = max(int(case["pairs"]) for _, case in cases(found))
+    read = pairs * BYTES_A_PAIR / found["bandwidth"] * 1e3
+    text = LIMIT.format(bandwidth=found["bandwidth"] / 1e9, pairs=pairs / 1e6, size=BYTES_A_PAIR, read=read)
+    return text + "\n" + table((*columns, *more), rows)
 
 
 def agreement(found: Result) -> str:
@@ -225,11 +258,7 @@ def agreement(found: Result) -> str:
                 start, after = worst.get(name, [0.0, 0.0])
                 worst[name] = [max(start, entry["start"]), max(after, entry["after"])]
     rows = [(name, f"{start:.0e}", f"{after:.0e}") for name, (start, after) in worst.items() if name != OWN]
-    return (
-        "## Same physics\n\nLargest difference of a system's energy to carryall's, eV, over all cases. nvalchemi and LAMMPS have "
-        "units of time of their own, which differ from ASE's by parts in 10⁹ and 10⁷: their trajectories drift from the others' "
-        "accordingly.\n\n" + table(("", "at the start", "after 20 steps of NVE"), rows)
-    )
+    return AGREEMENT + "\n" + table(("", "at the start", "after 20 steps of NVE"), rows)
 
 
 def small(found: Result) -> str:
@@ -239,11 +268,7 @@ def small(found: Result) -> str:
         for name, entry in found["inside"].items()
         if "seconds" in entry
     ]
-    return "## One box of 32 atoms, NVE, ms a step\n\n" + (
-        "The model is the call that gives energy, forces and virial. With its own machine code carryall keeps the neighbour list inside "
-        "it, from torch alone before it; nvalchemi's list is outside, torch-sim's inside.\n\n"
-        + table(("", "a step", "inside the model", "outside"), rows)
-    )
+    return SMALL + "\n" + table(("", "a step", "inside the model", "outside"), rows)
 
 
 def kinds(found: Result) -> str:
@@ -284,13 +309,8 @@ def relaxations(found: Result) -> str:
         cells = [name, f"{run['cpu']:.2f}", times(quotient(run["cpu"], own)), times(quotient(ase, run["cpu"])), count, moved]
         rows.append([*cells, f"{run['returned']}", checked, f"{run['same']} of {run['compared']}", run["note"]])
     columns = ("", "CPU s", "to carryall", "ASE / it", "steps × systems in the batch", "steps of systems", "finished")
-    more = ("checked by ASE: largest force (meV/Å), energy error (eV)", "same energy to 0.1 meV", "")
-    return (
-        f"## Relaxation of {facts['systems']} structures, {facts['atoms']:,} atoms\n\n"
-        "8 to 64 atoms, rattled, strained, with vacancies; FIRE at fixed cell to 1 meV/Å; in flight with room for 3,000 atoms, finished "
-        "ones looked for every 5 steps. Times are from the structures to the results in memory, after a few structures for what is "
-        "compiled. Steps times systems in the batch count finished ones that wait.\n\n" + table((*columns, *more), rows)
-    )
+    more = ("ASE's check: meV/Å, eV", "energy as the first row's to 0.1 meV", "")
+    return RELAXATIONS.format(**facts) + "\n" + table((*columns, *more), rows)
 
 
 def imports(found: Result) -> str:

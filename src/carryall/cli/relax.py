@@ -65,6 +65,8 @@ class RelaxConfig:
     """Neighbour pairs that are worked on at once."""
     resume: bool = False
     """Go on with the run in the folder."""
+    checkpoint_seconds: float = 10.0
+    """Between two times that the batch on its way is saved; longer where that would take more than 3 % of the time."""
     device: str = "cpu"
     """Where to run."""
     rebuild: bool = False
@@ -134,6 +136,7 @@ def _relaxed(config: RelaxConfig, potential: Potential, structures: FrameStream)
         errors="set_aside",
         out=config.out,
         resume=config.resume,
+        checkpoint_seconds=config.checkpoint_seconds,
         # to know how much is left, all files are looked through: only for somebody who sees it
         progress=sys.stderr.isatty(),
         on_result=tell,

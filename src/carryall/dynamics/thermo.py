@@ -70,14 +70,20 @@ def pressure(batch: Batch) -> Tensor:
     return torch.where(volume > 0, (2.0 * kinetic + trace) / (3.0 * volume) / GPa, torch.nan)
 
 
-def kinetic_tensor(batch: Batch, velocities: Tensor | None = None) -> Tensor:
-    """(n_systems, 3, 3) eV, sum of m v ⊗ v: symmetric, its trace is twice the kinetic energy; velocities: the batch's own."""
-    v = batch.velocities.double() if velocities is None else velocities
-    momenta = v * masses(batch).double()[:, None]
-    # xx, yy, zz, xz, yx, zy of each atom
-    rows = torch.cat([v * momenta, v * momenta.roll(1, 1)], 1)
-    total = rows.new_zeros(batch.n_systems, 6).index_add(0, batch.system, rows)
-    return total[:, [0, 4, 3, 4, 1, 5, 3, 5, 2]].reshape(-1, 3, 3)
+def kinetic_components(batch: Batch, velocities: Tensor) -> Tensor:
+    """(n_systems, 6) eV: xx, yy, zz, xz, yx, zy of the sum of m v ⊗ v, for velocities (n_atoms, 3)."""
+    momenta = velocities * masses(batch).double()[:, None]
+    rows = torch.cat([velocities * momenta, velocities * momenta.roll(1, 1)], 1)
+    return rows.new_zeros(batch.n_systems, 6).index_add(0, batch.system, rows)
+
+
+SQUARE = (0, 4, 3, 4, 1, 5, 3, 5, 2)
+"""Where the elements of a 3 x 3 matrix are among those of `kinetic_components`."""
+
+
+def kinetic_tensor(batch: Batch) -> Tensor:
+    """(n_systems, 3, 3) eV, sum of m v ⊗ v: symmetric, its trace is twice the kinetic energy."""
+    return kinetic_components(batch, batch.velocities.double())[:, list(SQUARE)].reshape(-1, 3, 3)
 
 
 def pressure_tensor(batch: Batch) -> Tensor:

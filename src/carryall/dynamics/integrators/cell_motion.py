@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carryall.data.batch import Batch
-from carryall.dynamics.thermo import mobile
+from carryall.dynamics.thermo import SQUARE, kinetic_components, mobile
 from carryall.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def logarithm(x: Array) -> Array:
 
 
 def host(value: Tensor) -> Array:
-    """A tensor's numbers on the host; on the CPU its own memory."""
-    return value.detach().cpu().numpy()
+    """A tensor's numbers on the host; on the CPU its own memory, not to be written to."""
+    return value.cpu().numpy()
 
 
 def onto(value: Array, batch: Batch) -> Tensor:
@@ -85,24 +85,30 @@ def onto(value: Array, batch: Batch) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(value)).to(batch.device)
 
 
-def flow(generator: Array) -> tuple[Tensor, Tensor]:
-    """exp(A) and its mean over time, the integral of exp(s A) over s from 0 to 1, both (n, 3, 3), of A (n, 3, 3).
+def kinetic_array(batch: Batch, velocities: Tensor) -> Array:
+    """(n, 3, 3) eV, sum of m v ⊗ v, for velocities (n_atoms, 3)."""
+    return host(kinetic_components(batch, velocities))[:, SQUARE].reshape(-1, 3, 3)
+
+
+def flow(*generators: Array) -> list[tuple[Array, Array]]:
+    """For each A (n, 3, 3): exp(A), and its mean over time, the integral of exp(s A) over s from 0 to 1.
 
     The mean is exp(A / 2) sinh(A / 2) / (A / 2), by its power series: exact to rounding up to `LARGEST_STRAIN`.
     """
-    a, eye = torch.from_numpy(np.ascontiguousarray(generator)), torch.eye(3, dtype=torch.float64)
+    a, eye = torch.from_numpy(np.concatenate(generators)), torch.from_numpy(EYE)
     mean = eye.expand_as(a)
     for k in range(ORDER + 1, 1, -1):
         mean = torch.baddbmm(eye, a, mean, alpha=1.0 / k)
-    return torch.baddbmm(eye, a, mean), mean
+    both = torch.baddbmm(eye, a, mean).numpy(), mean.numpy()
+    return list(zip(*(np.split(one, len(generators)) for one in both), strict=True))
 
 
-def combined(first: Tensor, a: Tensor, second: Tensor, b: Tensor, batch: Batch) -> Tensor:
-    """first A + second B: rows (n_atoms, 3), and a matrix (n_systems, 3, 3) for each system, on the host.
+def combined(first: Tensor, a: Array, second: Tensor, b: Array, batch: Batch) -> Tensor:
+    """first A + second B: rows (n_atoms, 3), and a matrix (n_systems, 3, 3) for each system.
 
     One small product for each atom, so that the bits do not depend on the batch.
     """
-    matrices = torch.cat([a, b], 1).to(batch.device).index_select(0, batch.system)
+    matrices = onto(np.concatenate([a, b], 1), batch).index_select(0, batch.system)
     return torch.bmm(torch.cat([first, second], 1)[:, None], matrices)[:, 0]
 
 

@@ -20,6 +20,7 @@ from carryall.dynamics.integrators.cell_motion import (
     combined,
     flow,
     host,
+    kinetic_array,
     logarithm,
     onto,
     squared,
@@ -36,7 +37,6 @@ from carryall.dynamics.noise import Stream, check_seed
 from carryall.dynamics.parameters import Parameter, PerSystem, Setting
 from carryall.dynamics.status import SYSTEM_ID, atom_rows, keep_frozen
 from carryall.dynamics.system_noise import NOISE_STEP, count_kick, ensure_noise_step, normal_and_chi_squared, normal_rows
-from carryall.dynamics.thermo import kinetic_tensor
 from carryall.graph.potential import Potential
 
 NOISES = {"isotropic": 1, "anisotropic": 3, "triclinic": 6}
@@ -152,13 +152,13 @@ class NPTStochasticCellRescaling(BaseDynamics):
         self._follow_settings(batch, mask)
         numbers = self._numbers(batch)
         velocities = self._kicked(batch)
-        strain, heat = self._random_strain(batch, numbers, host(kinetic_tensor(batch, velocities)))
+        strain, heat = self._random_strain(batch, numbers, kinetic_array(batch, velocities))
         mask = without_wild(self, batch, strain, mask)
-        stretch, squeeze = flow(strain)[0], flow(-strain)[0]
-        drift = (stretch + squeeze) * torch.from_numpy(0.5 * numbers.dt)[:, None, None]
+        (stretch, _), (squeeze, _) = flow(strain, -strain)
+        drift = (stretch + squeeze) * (0.5 * numbers.dt)[:, None, None]
         positions = combined(batch.positions, stretch, velocities, drift, batch)
-        velocities = torch.bmm(velocities[:, None], squeeze.to(batch.device).index_select(0, batch.system))[:, 0]
-        cell = torch.bmm(batch.cell, stretch.to(batch.device))
+        velocities = torch.bmm(velocities[:, None], onto(squeeze, batch).index_select(0, batch.system))[:, 0]
+        cell = torch.bmm(batch.cell, onto(stretch, batch))
         atoms = None if mask is None else atom_rows(mask, batch)
         batch.velocities = keep_frozen(atoms, velocities, batch.velocities)
         batch.positions = keep_frozen(atoms, positions, batch.positions)
@@ -168,9 +168,9 @@ class NPTStochasticCellRescaling(BaseDynamics):
     @np.errstate(all="ignore")
     def post_update(self, batch: Batch, mask: Tensor | None = None) -> None:
         """Half kick with the new forces, then the random factor of the velocities."""
-        heat = host(batch.get(self.key("heat"))) - self._backward(batch, host(kinetic_tensor(batch)))
+        heat = host(batch.get(self.key("heat"))) - self._backward(batch, kinetic_array(batch, batch.velocities))
         velocities = self._kicked(batch)
-        kinetic = 0.5 * torch.from_numpy(trace(host(kinetic_tensor(batch, velocities)))).to(batch.device)
+        kinetic = 0.5 * onto(trace(kinetic_array(batch, velocities)), batch)
         normal, others = normal_and_chi_squared(
             self.seed,
             Stream.VELOCITY_RESCALING,

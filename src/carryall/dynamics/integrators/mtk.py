@@ -22,6 +22,7 @@ from carryall.dynamics.integrators.cell_motion import (
     combined,
     flow,
     host,
+    kinetic_array,
     onto,
     squared,
     trace,
@@ -33,7 +34,6 @@ from carryall.dynamics.integrators.nve import at_rest, ensure_velocities
 from carryall.dynamics.integrators.velocity_rescaling import AT_REST, check_removed_degrees
 from carryall.dynamics.parameters import Parameter, PerSystem, Setting
 from carryall.dynamics.status import atom_rows, keep_frozen
-from carryall.dynamics.thermo import kinetic_tensor
 from carryall.errors import InputError
 from carryall.graph.potential import Potential
 
@@ -52,6 +52,15 @@ class _Numbers:
     def inertia(self) -> Array:
         """W of the cell, for every mode: (N_f + 3) k_B T tau² / 3."""
         return (self.degrees + 3.0) * self.kT * (self.barostat_tau * self.barostat_tau) / 3.0
+
+    def drag(self, rate: Array) -> Array:
+        """Of the atoms' velocities by the cell, (n, 3, 3), over half a step."""
+        return (rate + (trace(rate) / self.degrees)[:, None, None] * EYE) * (-0.5 * self.dt)[:, None, None]
+
+    def kicked(self, batch: Batch, decay: Array, kick: Array) -> Tensor:
+        """(n_atoms, 3) velocities after half a step of the forces, with the `flow` of the drag."""
+        acceleration = batch.forces / batch.masses[:, None]
+        return combined(batch.velocities, decay, acceleration, kick * (0.5 * self.dt)[:, None, None], batch)
 
 
 class NPH(BaseDynamics):
@@ -133,15 +142,15 @@ class NPH(BaseDynamics):
         """Thermostat, cell's velocity and atoms' velocities for half a step; then atoms and cell for a whole one."""
         self._follow_settings(batch, mask)
         numbers, rate = self._numbers(batch), host(batch.get(self.key("rate")))
-        kinetic = host(kinetic_tensor(batch))
+        kinetic = kinetic_array(batch, batch.velocities)
         factor, rate, chain = self._thermostat(batch, numbers, kinetic, rate)
         rate = self._pushed(batch, numbers, kinetic * (factor * factor)[:, None, None], rate)
-        mask = without_wild(self, batch, rate * numbers.dt[:, None, None], mask)
-        velocities = _kicked(batch, numbers, rate, factor)
-        growth, mean = flow(rate * numbers.dt[:, None, None])
-        drift = mean * torch.from_numpy(numbers.dt)[:, None, None]
-        positions = combined(batch.positions, growth, velocities, drift, batch)
-        cell = torch.bmm(batch.cell, growth.to(batch.device))
+        strain = rate * numbers.dt[:, None, None]
+        mask = without_wild(self, batch, strain, mask)
+        (decay, kick), (growth, drift) = flow(numbers.drag(rate), strain)
+        velocities = numbers.kicked(batch, decay * factor[:, None, None], kick)
+        positions = combined(batch.positions, growth, velocities, drift * numbers.dt[:, None, None], batch)
+        cell = torch.bmm(batch.cell, onto(growth, batch))
         atoms = None if mask is None else atom_rows(mask, batch)
         batch.velocities = keep_frozen(atoms, velocities, batch.velocities)
         batch.positions = keep_frozen(atoms, positions, batch.positions)
@@ -152,8 +161,9 @@ class NPH(BaseDynamics):
     def post_update(self, batch: Batch, mask: Tensor | None = None) -> None:
         """The first half backwards, with the new forces."""
         numbers, rate = self._numbers(batch), host(batch.get(self.key("rate")))
-        velocities = _kicked(batch, numbers, rate, np.ones_like(numbers.dt))
-        kinetic = host(kinetic_tensor(batch, velocities))
+        ((decay, kick),) = flow(numbers.drag(rate))
+        velocities = numbers.kicked(batch, decay, kick)
+        kinetic = kinetic_array(batch, velocities)
         rate = self._pushed(batch, numbers, kinetic, rate)
         factor, rate, chain = self._thermostat(batch, numbers, kinetic, rate)
         if chain:
@@ -308,13 +318,3 @@ class NPT(NPH):
             np.concatenate([numbers.kT, numbers.kT]),
             tau,
         )
-
-
-def _kicked(batch: Batch, numbers: _Numbers, rate: Array, factor: Array) -> Tensor:
-    """(n_atoms, 3) velocities, times `factor` (n,), after half a step of the forces and of the drag of the cell."""
-    half = 0.5 * numbers.dt[:, None, None]
-    drag = rate + (trace(rate) / numbers.degrees)[:, None, None] * EYE
-    decay, mean = flow(drag * -half)
-    scale = torch.from_numpy(factor)[:, None, None]
-    acceleration = batch.forces / batch.masses[:, None]
-    return combined(batch.velocities, decay * scale, acceleration, mean * torch.from_numpy(half), batch)

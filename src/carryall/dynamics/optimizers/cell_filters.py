@@ -1,8 +1,8 @@
 """What an optimizer moves: the atoms of a fixed cell, or atoms and cell together, in the coordinates of ASE's cell filters.
 
 The cell is its reference (what it was when the system began) times M, and positions are z M with rows z: `F = M^T` is ASE's
-deformation gradient. `unit_cell` moves z and F (Tadmor, Smith, Bernstein, Kaxiras, Phys. Rev. B 59, 235 (1999)), `frechet` moves z
-and log F, each times `cell_factor`, with the forces that are the exact derivatives of the enthalpy E + p V.
+deformation gradient. `unit_cell` moves z and F (Tadmor, Smith, Bernstein, Kaxiras, Phys. Rev. B 59, 235 (1999)), `frechet` moves
+z and log F, the cell's coordinates times `cell_factor`, with forces that are the exact derivatives of the enthalpy E + p V.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def strain_of(cell: Tensor, reference: Tensor, factor: Tensor, kind: str) -> Str
 
 
 def cell_forces(virial: Tensor, strain: Strain, settings: CellSettings) -> Tensor:
-    """(n_systems, 3, 3) generalised forces on cells with the virial -d(E + p V)/d(strain), in the order of operations of ASE."""
+    """(n_systems, 3, 3) generalised forces on cells with the virial -d(E + p V)/d(strain), in ASE's order."""
     if settings.kind == "unit_cell":
         return _traceless(_chosen(matrices.product(virial, strain.inverse), settings), settings)
     gradient = matrices.product(_chosen(virial, settings), strain.inverse)

@@ -29,7 +29,7 @@ class OptimizerOptions(DynamicsOptions, total=False):
     pressure: PerSystem
     """GPa, one or one for each system id; what E + p V is minimised at. Default 0."""
     cell_mask: CellMask
-    """Which components of the strain may change: (3, 3), symmetric, or (6,) in the order xx, yy, zz, yz, xz, xy. Default all."""
+    """Components of the strain that may change: (3, 3), symmetric, or (6,) in the order xx, yy, zz, yz, xz, xy. Default all."""
     hydrostatic_strain: bool
     """The cell changes its volume only, not its shape."""
     constant_volume: bool
@@ -75,7 +75,9 @@ def take_cell_settings(options: OptimizerOptions) -> CellSettings | None:
     if kind is None:
         idle = [name for name, value in given.items() if value is not None and value is not False and not _zero(value)]
         if idle:
-            raise InputError(f'{", ".join(idle)} has no effect at fixed cell: give cell_filter="frechet" as well, or leave it out')
+            raise InputError(
+                f'{", ".join(idle)} has no effect at fixed cell: give cell_filter="frechet" as well, or leave it out'
+            )
         return None
     if kind not in KINDS:
         raise InputError(f"cell_filter must be None or one of {', '.join(KINDS)}, got {kind!r}{nearest(str(kind), KINDS)}")
@@ -102,8 +104,8 @@ def checked_mask(mask: CellMask) -> tuple[tuple[float, ...], ...] | None:
         array = np.zeros(0)
     if array.shape not in ((3, 3), (6,)):
         raise InputError(
-            f"cell_mask has shape {array.shape}, expected (3, 3), or (6,) in the order xx, yy, zz, yz, xz, xy: true where the strain "
-            "may change"
+            f"cell_mask has shape {array.shape}, expected (3, 3), or (6,) in the order xx, yy, zz, yz, xz, xy: "
+            "true where the strain may change"
         )
     if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
         raise InputError(f"cell_mask must hold true and false only, got {mask!r}")

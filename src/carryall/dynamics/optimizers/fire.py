@@ -55,8 +55,8 @@ class FireState:
 def fire_step(state: FireState, forces: Rows, of: Segments, settings: FireSettings) -> tuple[FireState, Rows]:
     """The next state and the displacement.
 
-    Bitzek, Koskinen, Gähler, Moseler, Gumbsch, Phys. Rev. Lett. 97, 170201 (2006), with the rules of ASE 3.29: velocities turn by
-    the alpha of the step before, and `maxstep` bounds the length of a system's whole displacement.
+    Bitzek, Koskinen, Gähler, Moseler, Gumbsch, Phys. Rev. Lett. 97, 170201 (2006), with the rules of ASE 3.29: velocities turn
+    by the alpha of the step before, and `maxstep` bounds the length of a system's whole displacement.
     """
     velocities, dt, alpha = state.velocities, state.dt, state.alpha
     # before the first step (-1) there is no velocity that could be stopped

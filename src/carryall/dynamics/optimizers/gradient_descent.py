@@ -38,8 +38,8 @@ def descent_step(forces: Rows, of: Segments, settings: DescentSettings) -> Rows:
 class GradientDescent(BaseDynamics):
     """Moves along the forces, `step_size` Å²/eV times their size, no atom further than `maxstep`; no memory, no line search.
 
-    Slow, and as simple as can be: for teaching, for comparison, and where other optimizers misbehave. See `OptimizerOptions` for
-    the cell.
+    Slow, and as simple as can be: for teaching, for comparison, and where other optimizers misbehave. See `OptimizerOptions`
+    for the cell.
     """
 
     prefix = "descent"

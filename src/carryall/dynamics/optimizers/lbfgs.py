@@ -10,6 +10,7 @@ from torch import Tensor
 
 from carryall.data.batch import Batch
 from carryall.dynamics.base import BaseDynamics
+from carryall.dynamics.optimizers.cell_filters import Point
 from carryall.dynamics.optimizers.cell_settings import OptimizerOptions
 from carryall.dynamics.optimizers.rows import Rows, Segments, added, dot, longest, scaled, subtracted
 from carryall.dynamics.optimizers.stepping import split_options, write_step
@@ -43,7 +44,7 @@ class LBFGSSettings:
 class History:
     """Pairs of each system, the newest first; zeros where a system has had fewer."""
 
-    steps: Rows
+    displacements: Rows
     """(n_atoms, memory, 3) and (n_systems, memory, 3, 3): displacements s."""
     changes: Rows
     """The same shapes: changes y of the gradient."""
@@ -52,18 +53,19 @@ class History:
 
     def pair(self, age: int) -> tuple[Rows, Rows, Tensor]:
         """s, y and 1 / (y · s) of one age."""
-        return _at(self.steps, age), _at(self.changes, age), self.inverse_curvature[:, age]
+        return _at(self.displacements, age), _at(self.changes, age), self.inverse_curvature[:, age]
 
 
 def pushed(history: History, step: Rows, change: Rows, of: Segments) -> History:
     """The history with one pair more; the oldest of a full one goes.
 
-    As in ASE a pair counts whatever the sign of its curvature y · s. One without curvature, where ASE divides by zero, has no effect.
+    As in ASE a pair counts whatever the sign of its curvature y · s. One without curvature, where ASE divides by zero, has no
+    effect.
     """
     curvature = dot(change, step, of)
     inverse = torch.where(curvature == 0, 0.0, 1.0 / curvature)
     return History(
-        _with_newest(history.steps, step),
+        _with_newest(history.displacements, step),
         _with_newest(history.changes, change),
         torch.cat([inverse[:, None], history.inverse_curvature[:, :-1]], 1),
     )
@@ -102,7 +104,7 @@ class LBFGS(BaseDynamics):
     """
 
     prefix = "lbfgs"
-    atom_state: ClassVar[frozenset[str]] = frozenset({"steps_made", "changes", "last_step", "last_forces"})
+    atom_state: ClassVar[frozenset[str]] = frozenset({"displacements", "changes", "last_step", "last_forces"})
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class LBFGS(BaseDynamics):
         """An empty history: what it holds is listed at `History`; n_made (n_systems,) counts the steps since the start."""
         memory, atoms, cells = self.settings.memory, batch.positions, batch.cell
         state = {
-            "steps_made": atoms.new_zeros(len(atoms), memory, 3),
+            "displacements": atoms.new_zeros(len(atoms), memory, 3),
             "changes": atoms.new_zeros(len(atoms), memory, 3),
             "last_step": torch.zeros_like(atoms),
             "last_forces": torch.zeros_like(atoms),
@@ -132,7 +134,7 @@ class LBFGS(BaseDynamics):
         }
         if cell := self.cell.start(batch):
             state |= cell | {
-                "cell_steps_made": atoms.new_zeros(len(cells), memory, 3, 3),
+                "cell_displacements": atoms.new_zeros(len(cells), memory, 3, 3),
                 "cell_changes": atoms.new_zeros(len(cells), memory, 3, 3),
                 "last_cell": torch.zeros_like(cells),
                 "last_cell_forces": torch.zeros_like(cells),
@@ -142,3 +144,69 @@ class LBFGS(BaseDynamics):
     def unfit(self, batch: Batch) -> dict[int, str]:
         """Systems whose cell cannot change, where it should."""
         return self.cell.unfit(batch)
+
+    def pre_update(self, batch: Batch, mask: Tensor | None = None) -> None:
+        """The whole step."""
+        of, n_made = Segments.of(batch), self._read(batch, "n_made")
+        point = self.cell.point(batch, self.key)
+        history = self._pushed(batch, point, n_made, of)
+        counted = n_made if mask is None else n_made * mask
+        depth = min(int(counted.max()), self.settings.memory)
+        direction = quasi_newton_direction(history, point.forces, depth, self.settings.alpha, of)
+        moved = self.cell.moved(batch, point, bounded_step(direction, self.settings, of), self.key)
+        state = {
+            "displacements": history.displacements.atoms,
+            "changes": history.changes.atoms,
+            "last_step": moved.atom_steps,
+            "last_forces": point.forces.atoms,
+            "inverse_curvature": history.inverse_curvature,
+            "n_made": n_made + 1,
+        }
+        cells = {
+            "cell_displacements": history.displacements.cell,
+            "cell_changes": history.changes.cell,
+            "last_cell": point.cell_coordinates,
+            "last_cell_forces": point.forces.cell,
+        }
+        state |= {name: value for name, value in cells.items() if value is not None}
+        write_step(self, batch, mask, moved, state)
+
+    def _pushed(self, batch: Batch, point: Point, n_made: Tensor, of: Segments) -> History:
+        """The history with the pair of the last step; a system that has made none gets one without curvature."""
+        coordinates = point.cell_coordinates
+        if coordinates is None:
+            names: tuple[str | None, ...] = (None,) * 3
+            cell_step = None
+        else:
+            names = ("last_cell_forces", "cell_displacements", "cell_changes")
+            cell_step = (coordinates - self._read(batch, "last_cell")) * (n_made > 0)[:, None, None]
+        forces, displacements, changes = (
+            Rows(self._read(batch, name), None if cell is None else self._read(batch, cell))
+            for name, cell in zip(("last_forces", "displacements", "changes"), names, strict=True)
+        )
+        history = History(displacements, changes, self._read(batch, "inverse_curvature"))
+        # the gradient is minus the force
+        return pushed(history, Rows(self._read(batch, "last_step"), cell_step), subtracted(forces, point.forces), of)
+
+    def _read(self, batch: Batch, name: str) -> Tensor:
+        return batch.get(self.key(name))
+
+    def after_forces(self, batch: Batch, mask: Tensor | None) -> None:
+        """Write `fmax` of the generalised forces where the cell relaxes."""
+        self.cell.write_fmax(batch, mask, self.key)
+
+    def describe(self) -> dict[str, Any]:
+        """Settings that differ from the defaults."""
+        values, defaults = vars(self.settings), vars(LBFGSSettings())
+        return {name: value for name, value in values.items() if value != defaults[name]} | self.cell.describe()
+
+
+def _at(rows: Rows, age: int) -> Rows:
+    return Rows(rows.atoms[:, age], None if rows.cell is None else rows.cell[:, age])
+
+
+def _with_newest(rows: Rows, newest: Rows) -> Rows:
+    atoms = torch.cat([newest.atoms[:, None], rows.atoms[:, :-1]], 1)
+    if rows.cell is None or newest.cell is None:
+        return Rows(atoms)
+    return Rows(atoms, torch.cat([newest.cell[:, None], rows.cell[:, :-1]], 1))

@@ -123,8 +123,8 @@ def _even_powers(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def logarithm(a: Tensor) -> Tensor:
     """Principal log a; NaN where det a is not positive.
 
-    Square roots until a is near 1, then the integral of (a - 1) (1 + s (a - 1))^-1 over s from 0 to 1 by Gauss and Legendre's rule,
-    which is a Padé approximant: Dieci, Morini, Papini, SIAM J. Matrix Anal. Appl. 17, 570 (1996).
+    Square roots until a is near 1, then the integral of (a - 1) (1 + s (a - 1))^-1 over s from 0 to 1 by Gauss and Legendre's
+    rule, which is a Padé approximant: Dieci, Morini, Papini, SIAM J. Matrix Anal. Appl. 17, 570 (1996).
     """
     one = identity(a)
     a = torch.where((determinant(a) > 0)[..., None, None], a, torch.nan)

@@ -25,11 +25,11 @@ SUPERBLOCK = 48
 LIBVER = ("v110", "v110")
 
 
-def changed_in_copy(path: Path, change: Callable[[Any], None]) -> None:
-    """Apply `change(file)` to a copy of the file (a new one where there is none), which then takes its place in one move."""
+def changed_in_copy(path: Path, change: Callable[[Any], None], empty: bool = False) -> None:
+    """Apply `change(file)` to a copy of the file (a new file if `empty` or there is none), which then takes its place at once."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
-    if path.exists():
+    if path.exists() and not empty:
         shutil.copyfile(path, temporary)
     try:
         with h5py.File(temporary, "a", libver=LIBVER) as file:
@@ -100,8 +100,10 @@ def lookup3(data: bytes) -> int:
         return c
     x, y, z = struct.unpack("<III", rest.ljust(12, b"\0"))
     a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
-    for target, source, shift in (("c", "b", 14), ("a", "c", 11), ("b", "a", 25), ("c", "b", 16), ("a", "c", 4), ("b", "a", 14), ("c", "b", 24)):
-        values = {"a": a, "b": b, "c": c}
-        values[target] = ((values[target] ^ values[source]) - rotated(values[source], shift)) & mask
-        a, b, c = values["a"], values["b"], values["c"]
-    return c
+    c = ((c ^ b) - rotated(b, 14)) & mask
+    a = ((a ^ c) - rotated(c, 11)) & mask
+    b = ((b ^ a) - rotated(a, 25)) & mask
+    c = ((c ^ b) - rotated(b, 16)) & mask
+    a = ((a ^ c) - rotated(c, 4)) & mask
+    b = ((b ^ a) - rotated(a, 14)) & mask
+    return ((c ^ b) - rotated(b, 24)) & mask
