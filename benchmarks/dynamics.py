@@ -73,7 +73,7 @@ KINDS = (
     *("fire", "lbfgs", "gradient_descent", "fire_cell"),
 )
 KIND_COLUMNS = (OWN, FALLBACK, NVALCHEMI, TORCHSIM)
-RELAXATIONS = (
+RELAXATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("carryall, in flight", "carryall", {"in_flight": True}),
     ("carryall, one batch", "carryall", {"in_flight": False}),
     ("carryall, in flight, skin 1", "carryall", {"in_flight": True, "skin": 1.0}),

@@ -61,8 +61,8 @@ def data_of(structures: Structures, velocities: bool) -> list[AtomicData]:
     made = []
     for one in map(structures.one, range(len(structures))):
         n = len(one.positions)
-        more = {"velocities": one.velocities} if velocities else {}
-        made.append(AtomicData(one.positions, [18] * n, one.cell[0], [True] * 3, masses=[MASS] * n, **more))
+        moving = one.velocities if velocities else None
+        made.append(AtomicData(one.positions, [18] * n, one.cell[0], [True] * 3, masses=[MASS] * n, velocities=moving))
     return made
 
 

@@ -56,8 +56,10 @@ class Structures:
     def joined(cls, parts: Sequence[Structures]) -> Structures:
         """One after the other."""
         sizes = np.concatenate([np.diff(part.ptr) for part in parts])
-        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("positions", "velocities", "cell"))
-        return cls(*columns, np.concatenate([[0], np.cumsum(sizes)]))
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in ("positions", "velocities", "cell")
+        }
+        return cls(**columns, ptr=np.concatenate([[0], np.cumsum(sizes)]))
 
     @classmethod
     def read(cls, path: str | Path) -> Structures:

@@ -11,7 +11,7 @@ from dynamics_samples import LennardJones, batch_of
 from carryall.data.units import GPa
 from carryall.dynamics.optimizers import FIRE, LBFGS, GradientDescent
 
-CUTOFF = 7.0
+CUTOFF = 6.0
 OURS = {"fire": FIRE, "lbfgs": LBFGS, "descent": GradientDescent}
 FILTERS = {"unit_cell": UnitCellFilter, "frechet": FrechetCellFilter}
 
@@ -36,7 +36,7 @@ def strained(atoms, size, rattle, seed):
 def crystals():
     """A cubic cell, a triclinic one, and hexagonal layers, of different sizes, strained by up to 6 %."""
     cubic = strained(ase.build.bulk("Ar", "fcc", a=5.5, cubic=True), 0.02, 0.1, 1)
-    triclinic = strained(ase.build.bulk("Ar", "fcc", a=5.2) * (2, 2, 2), 0.06, 0.15, 2)
+    triclinic = strained(ase.build.bulk("Ar", "fcc", a=5.2) * (2, 2, 1), 0.06, 0.15, 2)
     hexagonal = strained(ase.build.bulk("Ar", "hcp", a=3.9, c=6.2) * (2, 1, 1), 0.04, 0.05, 3)
     return [cubic, triclinic, hexagonal]
 

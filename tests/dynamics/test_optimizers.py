@@ -15,7 +15,7 @@ CELLS = {
     "frechet, pressure": {"cell_filter": "frechet", "pressure": 0.7},
     "frechet, mask": {"cell_filter": "frechet", "cell_mask": [[1, 1, 0], [1, 1, 1], [0, 1, 0]]},
     "frechet, hydrostatic, pressure": {"cell_filter": "frechet", "hydrostatic_strain": True, "pressure": 0.2},
-    "frechet, volume, factor": {"cell_filter": "frechet", "constant_volume": True, "cell_factor": 20.0},
+    "frechet, volume, factor": {"cell_filter": "frechet", "constant_volume": True, "cell_factor": 2.0},
     "frechet, volume, hydrostatic, mask": {
         "cell_filter": "frechet",
         "constant_volume": True,

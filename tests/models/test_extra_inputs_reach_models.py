@@ -78,7 +78,7 @@ def test_a_skin_list_takes_the_parameters_of_the_batch_it_is_given() -> None:
     neighbors.graph(batch)
     batch.set("fparam", batch.fparam + 1.0)
     graph = neighbors.graph(batch)
-    assert neighbors.n_searches == 1
+    assert neighbors.n_searches == batch.n_systems
     assert graph.fparam is not None
     assert torch.equal(graph.fparam, batch.fparam)
     batch.remove("fparam")

@@ -17,6 +17,7 @@ from carryall.cli.train import show_result, train_and_plot
 from carryall.data import AtomicData, Batch, write_structures
 from carryall.data.units import kB
 from carryall.dynamics import BaseDynamics, HookStageEnum, RelaxResult, initialize_velocities, md, read_csv_log, relax
+from carryall.dynamics.status import SYSTEM_ID
 from carryall.dynamics.thermo import max_force
 from carryall.errors import CarryallError, InputError, MissingDependencyError
 from carryall.graph import Potential
@@ -63,7 +64,7 @@ class Packed:
 class Runs:
     """What was simulated."""
 
-    relaxed: list[RelaxResult]
+    relaxed: Sequence[RelaxResult]
     force_curves: np.ndarray
     """(n_steps, n_systems) eV/Å, NaN once a box rests."""
     nvt_time: np.ndarray
@@ -187,13 +188,13 @@ def start_frames(test: Sequence[AtomicData], count: int) -> list[AtomicData]:
     return [one.replace(energy=None, forces=None, stress=None) for one in chosen]
 
 
-def relax_boxes(config: DemoConfig, potential: Potential, start: list[AtomicData]) -> tuple[list[RelaxResult], np.ndarray]:
+def relax_boxes(config: DemoConfig, potential: Potential, start: list[AtomicData]) -> tuple[Sequence[RelaxResult], np.ndarray]:
     """Results, and the largest force of each box at each step."""
     folder = config.out / "relax"
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bar("FIRE", config.relax_steps) as advance:
-        curves = ForceCurves(advance)
-        results = relax(start, potential, config.fmax, config.relax_steps, hooks=[curves])
+        curves = ForceCurves(len(start), advance)
+        results = relax(start, potential, config.fmax, config.relax_steps, hooks=[curves], progress=False)
     lines = [[one.index, one.outcome, one.steps, _number(one.energy), _number(one.fmax)] for one in results]
     write_csv(
         folder / "results.csv", ("system", "outcome", "steps", "energy", "fmax"), ("1", "1", "1", "eV", "eV/angstrom"), lines
@@ -229,7 +230,7 @@ def run_nvt(config: DemoConfig, potential: Potential, start: list[AtomicData]) -
             start, potential, "nvt", config.temperature, config.timestep, config.nvt_steps,
             friction=config.friction, seed=config.seed, log=folder / "log.csv", log_interval=every,
             trajectory=folder / "trajectory.extxyz", trajectory_interval=every, progress=False,
-            max_force=GUARD, hooks=[StepBar(advance)],
+            max_force=GUARD, hooks=[StepBar(advance)], max_atoms_per_batch=_atoms(start),
         )  # fmt: skip
     log = read_csv_log(folder / "log.csv")
     times, temperature = by_system(log, "temperature")
@@ -253,6 +254,7 @@ def run_nve(config: DemoConfig, potential: Potential, start: list[AtomicData]) -
         md(
             chosen, potential, "nve", config.temperature, config.timestep, config.nve_steps,
             seed=config.seed, log=folder / "log.csv", log_interval=2, progress=False, hooks=[StepBar(advance)],
+            max_atoms_per_batch=_atoms(chosen),
         )  # fmt: skip
     times, total = by_system(read_csv_log(folder / "log.csv"), "total_energy")
     kept = np.isfinite(total).all(axis=0)
@@ -367,20 +369,29 @@ class StepBar:
 
 
 class ForceCurves:
-    """Keeps the largest force of each running system before each step."""
+    """Keeps the largest force of each running system before each of its steps."""
 
     stage = HookStageEnum.BEFORE_STEP
     frequency = 1
 
-    def __init__(self, advance: Advance) -> None:
+    def __init__(self, n_systems: int, advance: Advance) -> None:
         self.rows: list[np.ndarray] = []
-        self._advance = advance
+        self._n_systems, self._advance = n_systems, advance
 
     def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
-        """One row."""
+        """One number for each system: a system that entered later is at an earlier step of its own."""
         forces, running = max_force(batch).numpy(), dynamics.running(batch)
-        self.rows.append(forces.copy() if running is None else np.where(running.numpy(), forces, np.nan))
+        ids, steps = batch.get(SYSTEM_ID).tolist(), dynamics.steps(batch).tolist()
+        for i in range(batch.n_systems) if running is None else running.nonzero().squeeze(1).tolist():
+            while len(self.rows) <= steps[i]:
+                self.rows.append(np.full(self._n_systems, np.nan))
+            self.rows[steps[i]][ids[i]] = forces[i]
         self._advance(1, f"{dynamics.n_running(batch)} boxes left")
+
+
+def _atoms(structures: Sequence[AtomicData]) -> int:
+    """Atoms of all: one batch, one log."""
+    return sum(one.n_atoms for one in structures)
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from carryall.errors import InputError
 
@@ -94,6 +94,13 @@ def _count(path: Path) -> int:
 def _one_line(error: Exception, path: Path) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, InputError) else f"{path}: cannot be read: {text}"
+
+
+def made_constraints(names: Sequence[str], relaxing: bool) -> list[Any]:
+    """Constraints by their names on the command line."""
+    from carryall.dynamics.constraints import FixCenterOfMass, FixSymmetry
+
+    return [FixSymmetry() if name == "fix_symmetry" else FixCenterOfMass(unit_masses=relaxing) for name in names]
 
 
 def check_against(potential: Potential, structures: Sequence[AtomicData], what: str) -> None:

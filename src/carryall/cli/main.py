@@ -21,7 +21,7 @@ VERBS = {
     "sign": "sign a packed file, or make a key pair",
     "eval": "errors against labels, parity plot",
     "relax": "batched relaxation of any number of files",
-    "md": "batched NVE or NVT molecular dynamics",
+    "md": "batched molecular dynamics: NVE, NVT, NPT, NPH",
 }
 """Verb and what it does, in the order of the road; `carryall.cli.VERB` has `run(argv)`."""
 
@@ -88,7 +88,7 @@ def _help() -> str:
 def _resume_hint(arguments: list[str]) -> str:
     if arguments[:1] in (["train"], ["demo"]):
         return ": the same command goes on from the last checkpoint"
-    return ": add --resume to go on from the last checkpoint" if arguments[:1] == ["md"] else ""
+    return ": add --resume to go on from the last checkpoint" if arguments[:1] in (["md"], ["relax"]) else ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""`carryall md`: molecular dynamics of one structure or many, in one batch."""
+"""`carryall md`: molecular dynamics of one structure or many."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tyro.conf import Positional
 
 from carryall.cli.arguments import parse
 from carryall.cli.console import console, show_data, show_files, show_settings, show_table
-from carryall.cli.inputs import built_in_start, check_against, load_potential, notify, read_files
+from carryall.cli.inputs import built_in_start, check_against, load_potential, made_constraints, notify, read_files
 from carryall.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from carryall.data import AtomicData
     from carryall.dynamics import MDResult
+    from carryall.dynamics.parameters import Setting
 
-CHECKPOINT_INTERVAL = 200
 FILES = {
     "log.csv": "time, temperature, energies, pressure of every system",
     "trajectory.extxyz": "frames of every system, one after the other",
@@ -31,28 +31,48 @@ FILES = {
 
 @dataclass(frozen=True)
 class MDConfig:
-    """Molecular dynamics of all frames of the start files in one batch."""
+    """Molecular dynamics of all frames of the start files, side by side."""
 
     start: Positional[tuple[Path, ...]]
     """Start structures; none with a built-in potential: its own structure."""
     model: str
     """A packed file, checkpoint, source file or built-in name (lj-argon, sutton-chen, water)."""
-    ensemble: Literal["nvt", "nve"] = "nvt"
-    """nvt: Langevin thermostat; nve: constant energy."""
-    temperature: float = 300.0
-    """K, of the thermostat, and of the initial velocities of structures that have none."""
+    ensemble: Literal["nvt", "nve", "npt", "nph"] = "nvt"
+    """What is held: volume and temperature, energy, pressure and temperature, or pressure and enthalpy."""
+    thermostat: Literal["langevin", "nose_hoover", "velocity_rescaling"] | None = None
+    """Of nvt; None: langevin. With npt the barostat brings its own."""
+    barostat: Literal["stochastic_cell_rescaling", "mtk"] | None = None
+    """Of npt; None: stochastic_cell_rescaling. nph is mtk's."""
+    cell_mode: Literal["isotropic", "anisotropic", "triclinic"] = "isotropic"
+    """What the barostat may change."""
+    temperature: str = "300"
+    """K, of the thermostat, and of velocities that a start lacks. 300:600 goes from 300 to 600 over the run."""
+    pressure: str = "0"
+    """GPa; a schedule as for the temperature."""
     timestep: float = 0.5
     """fs."""
     n_steps: int = 1000
     """Steps, those before a restart too."""
     friction: float = 1.0
-    """Of the thermostat, 1/ps."""
+    """Of the Langevin thermostat, 1/ps."""
+    tau: float = 100.0
+    """Of the other thermostats, fs."""
+    barostat_tau: float = 1000.0
+    """Of the barostat, fs."""
+    compressibility: float | None = None
+    """Of the material, 1/GPa, for stochastic_cell_rescaling; None: water's."""
+    constraints: tuple[Literal["fix_symmetry", "fix_center_of_mass"], ...] = ()
+    """What stays as it is, beside atoms that a file holds fixed."""
+    max_atoms_per_batch: int | None = None
+    """Atoms that run at once, further ones after them; None: as many as fit into memory."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("md")
     """Folder for the results."""
     log_interval: int = 10
     """Steps between rows of the log."""
     trajectory_interval: int = 100
     """Steps between frames of the trajectory."""
+    checkpoint_interval: int = 200
+    """Steps between checkpoints."""
     resume: bool = False
     """Go on from the checkpoint in the folder."""
     seed: int = 0
@@ -66,11 +86,12 @@ class MDConfig:
 def run(argv: Sequence[str]) -> int:
     """The verb."""
     config = parse(MDConfig, "md", argv)
+    temperature = schedule("temperature", config.temperature, config.n_steps)
+    pressure = schedule("pressure", config.pressure, config.n_steps)
     structures = read_files(config.start) if config.start else built_in_start(config.model)
     potential = load_potential(config.model, config.device, config.rebuild)
     check_against(potential, structures, str(config.start[0]) if len(config.start) == 1 else "start")
-    checkpoint = config.out / "checkpoint.pt"
-    if checkpoint.exists() and not config.resume:
+    if any(config.out.glob("checkpoint*.pt")) and not config.resume:
         raise InputError(f"{config.out} holds a run already: go on with --resume, or write elsewhere with -o")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
     start = [str(path) for path in config.start] or "built in"
@@ -81,46 +102,64 @@ def run(argv: Sequence[str]) -> int:
     from carryall.data import write_structures
     from carryall.dynamics import md
 
+    same = ("thermostat", "barostat", "cell_mode", "friction", "tau", "barostat_tau", "compressibility", "max_atoms_per_batch")
     result = md(
         structures,
         potential,
         config.ensemble,
-        config.temperature,
+        temperature,
         config.timestep,
         config.n_steps,
-        friction=config.friction,
+        pressure=pressure,
+        **{name: getattr(config, name) for name in same},
+        constraints=made_constraints(config.constraints, relaxing=False),
         seed=config.seed,
         log=config.out / "log.csv",
         log_interval=config.log_interval,
         trajectory=config.out / "trajectory.extxyz",
         trajectory_interval=config.trajectory_interval,
-        checkpoint=checkpoint,
-        checkpoint_interval=CHECKPOINT_INTERVAL,
+        checkpoint=config.out / "checkpoint.pt",
+        checkpoint_interval=config.checkpoint_interval,
         resume=config.resume,
     )
     write_structures(config.out / "final.extxyz", [one for one in result.structures if one is not None])
-    plot(config, structures)
+    for k, log in enumerate(result.logs):
+        plot(log, config.out / ("thermo.png" if len(result.logs) == 1 else f"thermo-{k}.png"), config, structures)
     return show_outcome(result, config.out)
 
 
-def plot(config: MDConfig, structures: Sequence[AtomicData]) -> None:
-    """thermo.png, where matplotlib is present and there is something to see."""
+def schedule(name: str, text: str, n_steps: int) -> Setting:
+    """A number, or a `Ramp` over the run from numbers with colons between them."""
+    from carryall.dynamics.parameters import Ramp
+
+    try:
+        numbers = [float(word) for word in text.split(":")]
+    except ValueError:
+        raise InputError(f"{name} must be a number, or numbers with colons between them as in 300:600, got {text!r}") from None
+    if len(numbers) == 1 or n_steps < len(numbers) - 1:
+        return numbers[0]
+    return Ramp([round(i * n_steps / (len(numbers) - 1)) for i in range(len(numbers))], numbers)
+
+
+def plot(log_file: Path, picture: Path, config: MDConfig, structures: Sequence[AtomicData]) -> None:
+    """Temperature and energy of a batch, where matplotlib is present and there is something to see."""
     from carryall.dynamics import read_csv_log
     from carryall.properties.timeseries import by_system
 
-    log = read_csv_log(config.out / "log.csv")
+    log = read_csv_log(log_file)
     if len(set(log["step"].tolist())) < 2:
         return
     time, temperature = by_system(log, "temperature")
     _, energy = by_system(log, "potential_energy")
     atoms = [structures[int(index)].n_atoms for index in sorted(set(log["system_id"].tolist()))]
-    target = config.temperature if config.ensemble == "nvt" else None
+    held = config.ensemble in ("nvt", "npt") and ":" not in config.temperature
+    target = float(config.temperature) if held else None
     try:
         from carryall.properties.plots import plot_thermo
 
-        plot_thermo(time, temperature, energy / atoms, config.out / "thermo.png", target=target, title=config.ensemble.upper())
+        plot_thermo(time, temperature, energy / atoms, picture, target=target, title=config.ensemble.upper())
     except MissingDependencyError as missing:
-        notify(f"no thermo.png: {missing}")
+        notify(f"no {picture.name}: {missing}")
 
 
 def show_outcome(result: MDResult, out: Path) -> int:

@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 from carryall.cli.arguments import parse
 from carryall.cli.console import console, show_data, show_files, show_settings, show_table
-from carryall.cli.inputs import FrameStream, load_potential, notify, problem_of
+from carryall.cli.inputs import FrameStream, load_potential, made_constraints, notify, problem_of
 from carryall.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class RelaxConfig:
     """The cell keeps its shape."""
     constant_volume: bool = False
     """The cell keeps its volume."""
+    constraints: tuple[Literal["fix_symmetry", "fix_center_of_mass"], ...] = ()
+    """What stays as it is, beside atoms that a file holds fixed."""
     max_atoms_per_batch: int | None = None
     """Atoms that are worked on at once; None: as many as pay and fit into memory."""
     max_edges_per_batch: int | None = None
@@ -131,6 +133,7 @@ def _relaxed(config: RelaxConfig, potential: Potential, structures: FrameStream)
         cell_mask=config.cell_mask,
         hydrostatic_strain=config.hydrostatic_strain,
         constant_volume=config.constant_volume,
+        constraints=made_constraints(config.constraints, relaxing=True),
         max_atoms_per_batch=config.max_atoms_per_batch,
         max_edges_per_batch=config.max_edges_per_batch,
         errors="set_aside",

@@ -89,6 +89,8 @@ def write_extxyz(path: str | Path, structures: Iterable[AtomicData], prefix: str
 def parse_frame(frame: Frame, path: Path, keys: LabelKeys) -> AtomicData:
     """A structure from the text of a frame."""
     try:
+        if not frame.rows:
+            raise InputError("the frame has 0 atoms: remove it")
         info = parse_comment(frame.comment)
         columns, text = _columns(frame, str(info.pop("Properties", _PLAIN)))
         return _structure(info, columns, text, keys)
@@ -113,7 +115,7 @@ def _frames(handle: Iterator[str], path: Path) -> Iterator[Frame]:
             n_atoms = int(head)
         except ValueError:
             raise InputError(f"{where}: expected the number of atoms, got {head.strip()[:40]!r}") from None
-        if n_atoms <= 0:
+        if n_atoms < 0:
             raise InputError(f"{where}: the frame has {n_atoms} atoms: remove it")
         body = list(islice(handle, n_atoms + 1))
         if len(body) < n_atoms + 1:

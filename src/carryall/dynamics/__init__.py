@@ -3,6 +3,11 @@
 from carryall.dynamics.base import BaseDynamics as BaseDynamics
 from carryall.dynamics.base import DynamicsOptions as DynamicsOptions
 from carryall.dynamics.buffers import BufferConfig as BufferConfig
+from carryall.dynamics.constraints import Constraint as Constraint
+from carryall.dynamics.constraints import FixAtoms as FixAtoms
+from carryall.dynamics.constraints import FixCenterOfMass as FixCenterOfMass
+from carryall.dynamics.constraints import FixSymmetry as FixSymmetry
+from carryall.dynamics.constraints import Unconstrained as Unconstrained
 from carryall.dynamics.convergence import ConvergenceCriterion as ConvergenceCriterion
 from carryall.dynamics.convergence import ConvergenceHook as ConvergenceHook
 from carryall.dynamics.engine import Engine as Engine
@@ -25,6 +30,7 @@ from carryall.dynamics.hooks import read_trajectory as read_trajectory
 from carryall.dynamics.hooks import save_checkpoint as save_checkpoint
 from carryall.dynamics.integrators import NVE as NVE
 from carryall.dynamics.integrators import NVTLangevin as NVTLangevin
+from carryall.dynamics.ledger import LedgerResults as LedgerResults
 from carryall.dynamics.md import MDResult as MDResult
 from carryall.dynamics.md import MDSystem as MDSystem
 from carryall.dynamics.md import md as md

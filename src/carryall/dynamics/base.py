@@ -227,6 +227,9 @@ class BaseDynamics(Engine):
         for constraint in self.constraints:
             if constraint not in centered:
                 total = total - constraint.removed_degrees(batch)
+            # a crystal's symmetry takes translations that the centre of mass has taken already
+            if (centered or self.removed_degrees) and hasattr(constraint, "lost_translations"):
+                total = total + constraint.lost_translations(batch)
         return total.clamp(min=1.0)
 
     # -- words

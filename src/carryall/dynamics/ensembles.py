@@ -14,8 +14,12 @@ from carryall.graph.potential import Potential
 
 ENSEMBLES = ("nve", "nvt", "npt", "nph")
 THERMOSTATS = {"langevin": "NVTLangevin", "nose_hoover": "NVTNoseHoover", "velocity_rescaling": "NVTVelocityRescaling"}
-BAROSTATS = ("stochastic_cell_rescaling", "mtk")
+BAROSTATS = {"stochastic_cell_rescaling": "NPTStochasticCellRescaling", "mtk": "NPT"}
+OWN_THERMOSTATS = {"stochastic_cell_rescaling": "velocity_rescaling", "mtk": "nose_hoover"}
+"""Barostats and the thermostat that each comes with."""
 CELL_MODES = ("isotropic", "anisotropic", "triclinic")
+SEEDED = ("NVTLangevin", "NVTVelocityRescaling", "NPTStochasticCellRescaling")
+"""Dynamics that draw random numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +27,10 @@ class Conditions:
     """What a run is held at; each setting is one number, or one for each structure."""
 
     ensemble: str = "nvt"
-    thermostat: str = "langevin"
-    barostat: str = "stochastic_cell_rescaling"
+    thermostat: str | None = None
+    """None: "langevin" at constant volume, the barostat's own at constant pressure."""
+    barostat: str | None = None
+    """None: "stochastic_cell_rescaling" for "npt", "mtk" for "nph"."""
     cell_mode: str = "isotropic"
     temperature: Setting = 300.0
     """K."""
@@ -39,7 +45,7 @@ class Conditions:
     barostat_tau: PerSystem = 1000.0
     """fs."""
     compressibility: PerSystem | None = None
-    """1/GPa."""
+    """1/GPa; None: that of water."""
 
     def __post_init__(self) -> None:
         known: dict[str, Iterable[str]] = {
@@ -50,8 +56,18 @@ class Conditions:
         }
         for name, values in known.items():
             given = getattr(self, name)
-            if given not in values:
+            if given not in values and not (given is None and name in ("thermostat", "barostat")):
                 raise InputError(f"{name} must be one of {', '.join(values)}, got {given!r}{nearest(str(given), values)}")
+        has_bath, has_piston = self.ensemble in ("nvt", "npt"), self.ensemble in ("npt", "nph")
+        if self.thermostat is not None and not has_bath:
+            raise InputError(f'ensemble "{self.ensemble}" has no thermostat: leave thermostat out, or take "nvt" or "npt"')
+        if self.barostat is not None and not has_piston:
+            raise InputError(f'ensemble "{self.ensemble}" has no barostat: leave barostat out, or take "npt" or "nph"')
+        if self.ensemble == "nph" and self.barostat == "stochastic_cell_rescaling":
+            raise InputError('stochastic_cell_rescaling heats and cools: ensemble "nph" takes barostat "mtk"')
+        own = OWN_THERMOSTATS.get(self._barostat)
+        if self.ensemble == "npt" and self.thermostat not in (None, own):
+            raise InputError(f'barostat "{self._barostat}" comes with thermostat "{own}": leave thermostat out')
 
     def check_counts(self, n_structures: int) -> None:
         """InputError for a setting with some other number of values than one or one for each structure."""
@@ -71,17 +87,27 @@ class Conditions:
         made: BaseDynamics = getattr(integrators, kind)(potential, **settings, **options)
         return made
 
+    @property
+    def heated(self) -> bool:
+        """Whether there is a thermostat."""
+        return self.ensemble in ("nvt", "npt")
+
+    @property
+    def _barostat(self) -> str:
+        return self.barostat or ("mtk" if self.ensemble == "nph" else "stochastic_cell_rescaling")
+
     def _kind(self) -> tuple[str, dict[str, Any]]:
         """Class and its settings."""
-        step = {"timestep": self.timestep}
-        heat = {"temperature": self.temperature, **step}
+        heat = {"temperature": self.temperature, "timestep": self.timestep}
         if self.ensemble == "nve":
-            return "NVE", step
+            return "NVE", {"timestep": self.timestep}
         if self.ensemble == "nvt":
-            bath = {"friction": self.friction} if self.thermostat == "langevin" else {"tau": self.tau}
-            return THERMOSTATS[self.thermostat], {**heat, **bath}
-        raise NotImplementedError
-
-
-SEEDED = ("NVTLangevin", "NVTVelocityRescaling")
-"""Dynamics that draw random numbers."""
+            thermostat = self.thermostat or "langevin"
+            bath = {"friction": self.friction} if thermostat == "langevin" else {"tau": self.tau}
+            return THERMOSTATS[thermostat], {**heat, **bath}
+        piston = {"pressure": self.pressure, "barostat_tau": self.barostat_tau, "mode": self.cell_mode}
+        if self.ensemble == "nph":
+            return "NPH", {**heat, **piston}
+        if self._barostat == "stochastic_cell_rescaling" and self.compressibility is not None:
+            piston["compressibility"] = self.compressibility
+        return BAROSTATS[self._barostat], {**heat, **piston, "tau": self.tau}

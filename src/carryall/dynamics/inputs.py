@@ -11,9 +11,8 @@ from carryall.data.fields import FIELDS
 from carryall.dynamics.blobs import content_hash, structure_from_bytes, structure_to_bytes
 from carryall.dynamics.results import RelaxResult
 from carryall.dynamics.samplers import Unreadable
-from carryall.dynamics.structures import Input, checked_input, each, read_input
+from carryall.dynamics.structures import Check, Input, checked_input, each, read_input
 from carryall.errors import CarryallError
-from carryall.graph.potential import Potential
 
 MOVING = ("positions", "atomic_numbers", "cell", "pbc", "masses", "charges", "spins")
 """Fields of a structure that a relaxation reads."""
@@ -34,10 +33,13 @@ class InputStream:
     It reads ahead only when asked to `peek`, and keeps an input until `done` is told.
     """
 
-    def __init__(self, structures: Any, potential: Potential, before: Before) -> None:
-        """structures: as `structure_iterable` gives them. before: what an earlier run knows of inputs."""
+    def __init__(self, structures: Any, check: Check, before: Before) -> None:
+        """structures: as `structure_iterable` gives them. check: InputError for what cannot be worked on.
+
+        before: what an earlier run knows of inputs.
+        """
         self._source = enumerate(each(structures))
-        self._potential, self._before = potential, before
+        self._check, self._before = check, before
         self._ahead: deque[Input] = deque()
         self._held: dict[int, Input] = {}
         self._bytes: dict[int, bytes] = {}
@@ -107,7 +109,7 @@ class InputStream:
             return None
         self.n_read += 1
         if following[0] not in self._before:
-            return checked_input(*following, self._potential)
+            return checked_input(*following, self._check)
         one, known = read_input(*following), self._before.hash_of(following[0])
         if known is not None and (one.data is None or content_hash(one.data) != known):
             where = "" if one.source is None else f" ({one.source}{'' if one.frame is None else f', frame {one.frame}'})"

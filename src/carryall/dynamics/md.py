@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from carryall.dynamics.hooks.csv_log import CSVLog
 from carryall.dynamics.hooks.guard import ForceGuard
 from carryall.dynamics.hooks.trajectory import trajectory_writer
 from carryall.dynamics.inflight import moving_batch
+from carryall.dynamics.integrators.nve import NVE
 from carryall.dynamics.memory import BatchLimits, automatic_limits
 from carryall.dynamics.parameters import PerSystem, Ramp, Setting
 from carryall.dynamics.results import OUTCOMES
@@ -31,6 +33,7 @@ from carryall.dynamics.structures import (
     Structures,
     check_all,
     check_errors_argument,
+    check_structure,
     checked_input,
     each,
     finished_structure,
@@ -132,8 +135,8 @@ def md(
     timestep: PerSystem = 1.0,
     n_steps: int = 1000,
     *,
-    thermostat: str = "langevin",
-    barostat: str = "stochastic_cell_rescaling",
+    thermostat: str | None = None,
+    barostat: str | None = None,
     cell_mode: str = "isotropic",
     pressure: Setting = 0.0,
     friction: PerSystem = 1.0,
@@ -158,11 +161,12 @@ def md(
 ) -> MDResult:
     """Molecular dynamics of all structures, each `n_steps` steps; results are in input order.
 
-    ensemble: "nve", "nvt", "npt" or "nph". thermostat ("nvt", "npt"): "langevin" (friction, 1/ps), "nose_hoover" or
-    "velocity_rescaling" (tau, fs). barostat ("npt", "nph"): "stochastic_cell_rescaling" or "mtk", with barostat_tau (fs) and
-    compressibility (1/GPa); cell_mode: "isotropic", "anisotropic" or "triclinic". temperature: K, of the thermostat, and of the
-    initial velocities of structures that have none. pressure: GPa. timestep: fs. Each of these numbers may be one for each
-    structure; temperature and pressure may be a `Ramp`. seed: of velocities and noise.
+    ensemble: "nve", "nvt", "npt" or "nph". thermostat (of "nvt"): "langevin" (the default; friction, 1/ps), "nose_hoover" or
+    "velocity_rescaling" (tau, fs). barostat (of "npt"): "stochastic_cell_rescaling" (the default; compressibility, 1/GPa, by
+    default water's), which comes with velocity rescaling, or "mtk", with Nosé-Hoover chains; both have barostat_tau (fs); "nph"
+    is MTK's. cell_mode: "isotropic", "anisotropic" or "triclinic". temperature: K, of the thermostat, and of the initial
+    velocities of structures that have none. pressure: GPa. timestep: fs. Each of these numbers may be one for each structure;
+    temperature and pressure may be a `Ramp`. seed: of velocities and noise.
 
     Structures that have more atoms than `max_atoms_per_batch` together (None: as many as fit into memory) are run in several
     batches, one after the other; the number of a batch is in the names of its files then (log-0.csv).
@@ -185,12 +189,13 @@ def md(
     def make() -> BaseDynamics:
         return conditions.dynamics(potential, seed, skin=skin, constraints=tuple(constraints))
 
-    inputs = [checked_input(i, one, potential) for i, one in enumerate(each(structure_iterable(structures)))]
+    check = partial(check_structure, potential=potential)
+    inputs = [checked_input(i, one, check) for i, one in enumerate(each(structure_iterable(structures)))]
     if not inputs:
         raise InputError("no structures: give at least one")
     conditions.check_counts(len(inputs))
     make()  # the settings are checked before any work
-    limits = _limits(make, inputs, max_atoms_per_batch, files.checkpoint if resume else None)
+    limits = _limits(lambda: NVE(potential, skin=skin), inputs, max_atoms_per_batch, files.checkpoint if resume else None)
     inputs = [_fitting(one, limits, potential.spec.cutoff) for one in inputs]
     if errors == "raise":
         check_all(inputs)
@@ -240,7 +245,7 @@ def _file_hooks(files: _Files, extra: dict[str, Any]) -> list[Any]:
 
 
 def _limits(
-    make: Callable[[], BaseDynamics], inputs: Sequence[Input], max_atoms: int | None, checkpoint: Path | None
+    probe: Callable[[], BaseDynamics], inputs: Sequence[Input], max_atoms: int | None, checkpoint: Path | None
 ) -> BatchLimits:
     """What a batch may hold: as in the checkpoint to go on from, as asked for, or as measured."""
     saved = next((path for path in _states(checkpoint) if path.exists()), None)
@@ -252,7 +257,7 @@ def _limits(
     if max_atoms is not None:
         return BatchLimits(max_atoms, None)
     usable = [one.data for one in inputs if one.reason is None and one.data is not None]
-    return automatic_limits(make, usable[:SAMPLES], whole=sum(one.n_atoms for one in usable), for_speed=False)
+    return automatic_limits(probe, usable[:SAMPLES], whole=sum(one.n_atoms for one in usable), for_speed=False)
 
 
 def _states(checkpoint: Path | None) -> tuple[Path, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -9,21 +10,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from carryall.data.atomic_data import AtomicData
 from carryall.dynamics import optimizers
 from carryall.dynamics.base import BaseDynamics
 from carryall.dynamics.convergence import DEFAULT_FMAX, ConvergenceHook
 from carryall.dynamics.hooks.checkpoint import plain
+from carryall.dynamics.inflight import moving_batch
 from carryall.dynamics.inputs import InputStream
 from carryall.dynamics.ledger import Ledger, LedgerResults
 from carryall.dynamics.memory import CPU_ATOMS, BatchLimits, automatic_limits
-from carryall.dynamics.results import OUTCOMES as OUTCOMES
+from carryall.dynamics.parameters import PerSystem
 from carryall.dynamics.results import RelaxResult as RelaxResult
 from carryall.dynamics.results import export
 from carryall.dynamics.screening import MemoryStore, ResultSink, Screening, StateSaver, Store, TakenUp
-from carryall.dynamics.structures import Input, Structures, check_errors_argument, checked_input, each, structure_iterable
+from carryall.dynamics.structures import (
+    Check,
+    Input,
+    Structures,
+    check_errors_argument,
+    check_structure,
+    checked_input,
+    each,
+    structure_iterable,
+)
 from carryall.errors import InputError, nearest
 from carryall.graph.neighbor_search import graph_from_structures
 from carryall.graph.potential import Potential
@@ -31,7 +40,6 @@ from carryall.interrupt import stop_between_steps
 from carryall.progress import progress_bar
 
 OPTIMIZERS = {"fire": "FIRE", "lbfgs": "LBFGS", "gradient_descent": "GradientDescent"}
-CELL_FILTERS = ("unit_cell", "frechet")
 FIRST = 64
 """Inputs that are looked at before work starts: they tell what a batch may hold, and which potential this is."""
 SAME_ENERGY = 1e-5
@@ -46,7 +54,7 @@ def relax(
     *,
     optimizer: str = "fire",
     cell_filter: str | None = None,
-    pressure: float = 0.0,
+    pressure: PerSystem = 0.0,
     cell_mask: Any = None,
     hydrostatic_strain: bool = False,
     constant_volume: bool = False,
@@ -70,8 +78,8 @@ def relax(
     structure does not depend on the others.
 
     optimizer: "fire", "lbfgs" or "gradient_descent". cell_filter: None for a fixed cell, "unit_cell" or "frechet" to relax
-    the cell too, to `pressure` (GPa); cell_mask, hydrostatic_strain, constant_volume: as in ASE's filters. constraints: see
-    `carryall.dynamics.constraints`.
+    the cell too, to `pressure` (GPa, one or one for each structure); cell_mask, hydrostatic_strain, constant_volume: see
+    `OptimizerOptions`. constraints: such as `FixAtoms`.
     max_atoms_per_batch, max_edges_per_batch: None measures what memory allows and speed asks for. A larger structure is run
     alone at the end, where it is predicted to fit. errors: a structure that cannot be worked on is an InputError with its
     index, before any work where the structures have a length ("raise"), or an outcome "failed" ("set_aside"). A system that
@@ -87,10 +95,18 @@ def relax(
     _check_numbers(fmax, max_atoms_per_batch, max_edges_per_batch, checkpoint_seconds)
     if resume and out is None:
         raise InputError("resume=True needs out=, the folder of the run")
-    cell = _cell_options(cell_filter, pressure, cell_mask, hydrostatic_strain, constant_volume)
-    make = partial(_optimizer, optimizer, potential, cell, fmax, n_steps=max_steps, skin=skin, constraints=tuple(constraints))
+    cell = {
+        "cell_filter": cell_filter,
+        "pressure": pressure,
+        "cell_mask": cell_mask,
+        "hydrostatic_strain": hydrostatic_strain,
+        "constant_volume": constant_volume,
+    }
+    make = partial(_optimizer, optimizer, potential, fmax, n_steps=max_steps, skin=skin, constraints=tuple(constraints), **cell)
+    # a probe has no constraints (they may know systems by their ids), no list of pressures, and never converges
     plan = _Plan(
         make,
+        partial(_optimizer, optimizer, potential, -1.0, n_steps=max_steps, skin=skin, **{**cell, "pressure": 0.0}),
         potential,
         structure_iterable(structures),
         (max_atoms_per_batch, max_edges_per_batch),
@@ -101,7 +117,7 @@ def relax(
         progress,
         on_result,
     )
-    settings = {"optimizer": optimizer, "fmax": fmax, "max_steps": max_steps, "cell": cell, **_facts(make(), potential)}
+    settings = {"optimizer": optimizer, "fmax": fmax, "max_steps": max_steps, **_facts(make(), potential)}
     if out is None:
         memory = MemoryStore()
         _work(plan, memory, None)
@@ -117,6 +133,8 @@ class _Plan:
     """What `relax` was asked for."""
 
     make: Callable[..., BaseDynamics]
+    probe: Callable[[], BaseDynamics]
+    """Makes what memory and time are measured with."""
     potential: Potential
     structures: Any
     limits: tuple[int | None, int | None]
@@ -132,7 +150,8 @@ def _work(plan: _Plan, store: Store, requested: Callable[[], bool] | None) -> in
     """Bring every input to its result; returns their number. requested: says whether to stop; None for a run without ledger."""
     state = store.in_flight()
     taken_up = TakenUp(store, state)
-    stream = InputStream(plan.structures, plan.potential, taken_up)
+    check = partial(_check_input, plan.potential, plan.make().constraints)
+    stream = InputStream(plan.structures, check, taken_up)
     if state is not None:
         for index, original in state.originals.items():
             stream.take_up(index, original, state.hashes[index])
@@ -144,7 +163,7 @@ def _work(plan: _Plan, store: Store, requested: Callable[[], bool] | None) -> in
     refusal = _refusal(plan, samples, limits)
     sized = hasattr(plan.structures, "__len__")
     if plan.errors == "raise" and sized:
-        _check_all(plan, taken_up, limits, refusal)
+        _check_all(plan, check, taken_up, limits, refusal)
     total = len(plan.structures) if plan.progress and sized else None
     with progress_bar("structures", total, len(store)) if plan.progress else nullcontext() as advance:
 
@@ -161,12 +180,23 @@ def _work(plan: _Plan, store: Store, requested: Callable[[], bool] | None) -> in
     return stream.n_read
 
 
-def _check_all(plan: _Plan, taken_up: TakenUp, limits: BatchLimits, refusal: Callable[[AtomicData], str | None]) -> None:
+def _check_input(potential: Potential, constraints: Sequence[Any], data: AtomicData) -> None:
+    """InputError for a structure that the potential or a constraint cannot work on."""
+    check_structure(data, potential)
+    if constraints:
+        batch = moving_batch([data], [0])
+        for one in constraints:
+            one.check(batch)
+
+
+def _check_all(
+    plan: _Plan, check: Check, taken_up: TakenUp, limits: BatchLimits, refusal: Callable[[AtomicData], str | None]
+) -> None:
     """InputError with the index of the first structure that cannot be worked on."""
     for index, structure in enumerate(each(plan.structures)):
         if index in taken_up:
             continue
-        one = checked_input(index, structure, plan.potential)
+        one = checked_input(index, structure, check)
         reason = one.reason
         if reason is None and one.data is not None and one.data.n_atoms > limits.max_atoms:
             reason = refusal(one.data)
@@ -179,7 +209,7 @@ def _limits(plan: _Plan, samples: Sequence[AtomicData], whole: int | None) -> Ba
     atoms, edges = plan.limits
     if atoms is not None:
         return BatchLimits(atoms, edges)
-    found = automatic_limits(plan.make, samples, whole=whole)
+    found = automatic_limits(plan.probe, samples, whole=whole)
     return found if edges is None else replace(found, max_edges=edges)
 
 
@@ -193,7 +223,7 @@ def _refusal(plan: _Plan, samples: Sequence[AtomicData], limits: BatchLimits) ->
         if data.n_atoms <= CPU_ATOMS[0]:
             return None
         if known is None:
-            known = automatic_limits(plan.make, samples)
+            known = automatic_limits(plan.probe, samples)
         return known.refusal(data, cutoff)
 
     return refusal
@@ -235,34 +265,11 @@ def _close(ledger: Ledger, n_inputs: int) -> None:
     export(ledger.path.parent, ledger.results())
 
 
-def _optimizer(name: str, potential: Potential, cell: dict[str, Any], fmax: float, **options: Any) -> BaseDynamics:
+def _optimizer(name: str, potential: Potential, fmax: float, **options: Any) -> BaseDynamics:
     if name not in OPTIMIZERS:
         raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}{nearest(str(name), OPTIMIZERS)}")
     kind: Callable[..., BaseDynamics] = getattr(optimizers, OPTIMIZERS[name])
-    return kind(potential, **cell, convergence_hook=ConvergenceHook.from_fmax(fmax), **options)
-
-
-def _cell_options(name: str | None, pressure: float, mask: Any, hydrostatic: bool, constant_volume: bool) -> dict[str, Any]:
-    """Arguments of an optimizer for the cell; none for a fixed one."""
-    if name is None:
-        if pressure != 0 or mask is not None or hydrostatic or constant_volume:
-            raise InputError(
-                "pressure, cell_mask, hydrostatic_strain and constant_volume are about a cell that relaxes: "
-                f"give cell_filter, one of {', '.join(CELL_FILTERS)}"
-            )
-        return {}
-    if name not in CELL_FILTERS:
-        raise InputError(
-            f"cell_filter must be None, {' or '.join(CELL_FILTERS)}, got {name!r}{nearest(str(name), CELL_FILTERS)}"
-        )
-    mask = None if mask is None else np.asarray(mask).tolist()
-    return {
-        "cell_filter": name,
-        "pressure": float(pressure),
-        "cell_mask": mask,
-        "hydrostatic_strain": hydrostatic,
-        "constant_volume": constant_volume,
-    }
+    return kind(potential, convergence_hook=ConvergenceHook.from_fmax(fmax), **options)
 
 
 def _facts(dynamics: BaseDynamics, potential: Potential) -> dict[str, Any]:
@@ -270,11 +277,18 @@ def _facts(dynamics: BaseDynamics, potential: Potential) -> dict[str, Any]:
     spec = potential.spec
     return {
         "optimizer_settings": plain(dynamics.describe()),
-        "constraints": [repr(one) for one in dynamics.constraints],
+        "constraints": [_described(one) for one in dynamics.constraints],
         "cutoff": spec.cutoff,
         "type_map": list(spec.type_map),
         "dtype": spec.dtype,
     }
+
+
+def _described(constraint: Any) -> dict[str, Any]:
+    """Kind and settings of a constraint, in words that are the same in another process."""
+    values = {name: value for name, value in vars(constraint).items() if not name.startswith("_")}
+    words = {name: re.sub(r" at 0x[0-9a-f]+", "", str(value)) for name, value in values.items()}
+    return {"kind": type(constraint).__name__, **words}
 
 
 def _check_numbers(fmax: float, max_atoms: int | None, max_edges: int | None, seconds: float) -> None:

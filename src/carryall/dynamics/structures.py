@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OneStructure: TypeAlias = "AtomicData | ase.Atoms | Sourced | Unreadable"
 Structures: TypeAlias = "OneStructure | Batch | Iterable[OneStructure]"
 
+Check: TypeAlias = Callable[[AtomicData], None]
 CONTACT = 0.5
 """Å, reach of the search that finds coincident atoms; they are much closer."""
 ERRORS = ("raise", "set_aside")
@@ -79,13 +80,13 @@ def each(structures: Any) -> Iterator[Any]:
         yield item
 
 
-def checked_input(index: int, structure: Any, potential: Potential) -> Input:
-    """A structure that the potential can work on, or the reason why not."""
+def checked_input(index: int, structure: Any, check: Check) -> Input:
+    """A structure that can be worked on, or the reason why not: what `check` says in an InputError."""
     one = read_input(index, structure)
     if one.data is None or one.reason is not None:
         return one
     try:
-        check_structure(one.data, potential)
+        check(one.data)
     except InputError as error:
         return replace(one, reason=str(error))
     return one

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -35,6 +36,21 @@ FLAGS = (
 )
 SECONDS = 300
 """After which a compiler is given up."""
+
+_ADDRESS, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+_CALL = [_ADDRESS, _WHOLE, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _WHOLE]
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "carryall_normal_vectors": (None, [ctypes.c_uint64, ctypes.c_uint32, _WHOLE, *[_ADDRESS] * 4]),
+    "carryall_lists_new": (_ADDRESS, [_REAL, _REAL, _REAL]),
+    "carryall_lists_free": (None, [_ADDRESS]),
+    "carryall_lists_searches": (_WHOLE, [_ADDRESS]),
+    "carryall_lists_kept": (_WHOLE, [_ADDRESS]),
+    "carryall_lists_update": (_WHOLE, [*_CALL, _ADDRESS]),
+    "carryall_lists_edges": (_WHOLE, [_ADDRESS, _WHOLE, *[_ADDRESS] * 7]),
+    "carryall_lists_failures": (None, [_ADDRESS, _ADDRESS, _ADDRESS]),
+    "carryall_lennard_jones": (_WHOLE, [*_CALL, _ADDRESS, _WHOLE, _ADDRESS, _WHOLE, _REAL, *[_ADDRESS] * 4]),
+}
+"""Result and arguments of each function; addresses go as integers."""
 
 logger = logging.getLogger(__name__)
 
@@ -141,20 +157,7 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def declare(found: ctypes.CDLL) -> None:
-    """Argument and result types of every function; addresses go as integers."""
-    address, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    call = [address, whole, address, address, address, address, address, whole]
-    signatures: dict[str, tuple[type | None, list[type]]] = {
-        "carryall_normal_vectors": (None, [ctypes.c_uint64, ctypes.c_uint32, whole, address, address, address, address]),
-        "carryall_lists_new": (address, [real, real, real]),
-        "carryall_lists_free": (None, [address]),
-        "carryall_lists_searches": (whole, [address]),
-        "carryall_lists_kept": (whole, [address]),
-        "carryall_lists_update": (whole, [*call, address]),
-        "carryall_lists_edges": (whole, [address, whole, *[address] * 7]),
-        "carryall_lists_failures": (None, [address, address, address]),
-        "carryall_lennard_jones": (whole, [*call, address, whole, address, whole, real, *[address] * 4]),
-    }
-    for name, (result, arguments) in signatures.items():
+    """Argument and result types of every function."""
+    for name, (result, arguments) in SIGNATURES.items():
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments

@@ -100,8 +100,7 @@ void evaluate_block(const List& list, const Form& form, const int64_t* types, co
   sums.least = packed.least;
 }
 
-using Evaluate = void (*)(const List&, const Form&, const int64_t*, const double*, double, const Block&, Scratch&, Sums&, double*,
-                          double*);
+using Evaluate = decltype(&evaluate_block<CUT, false>);
 
 Evaluate evaluator(int64_t truncation, bool mixed) {
   if (mixed) {
@@ -163,8 +162,8 @@ int64_t evaluate(Lists& lists, const Call& call, const Form& form, int64_t trunc
 }  // namespace
 }  // namespace carryall
 
-// Energy (n_systems,), energies and forces of the atoms (n_atoms,), (n_atoms, 3), virial (n_systems, 3, 3) of systems whose lists
-// are brought up to date first. Returns the number of systems that have no graph, -1 where memory is short.
+// Energy (n_systems,), energies and forces of the atoms (n_atoms,), (n_atoms, 3), virial (n_systems, 3, 3) of systems whose
+// lists are brought up to date first. Returns the number of systems that have no graph, -1 where memory is short.
 CARRYALL_API int64_t carryall_lennard_jones(carryall::Lists* lists, int64_t n_systems, const int64_t* ptr, const int64_t* ids,
                                             const double* positions, const double* cell, const uint8_t* pbc, int64_t threads,
                                             const int64_t* types, int64_t n_types, const double* table, int64_t truncation,

@@ -7,6 +7,9 @@
 namespace carryall {
 namespace {
 
+constexpr int64_t CHECKS_PER_THREAD = 50000;  // atoms that pay for a thread of their own
+constexpr int64_t SEARCHES_PER_THREAD = 500;
+
 bool lacks_vector(const double* cell) {
   for (int a = 0; a < 3; a++)
     if (cell[3 * a] == 0 && cell[3 * a + 1] == 0 && cell[3 * a + 2] == 0) return true;
@@ -136,27 +139,41 @@ void Lists::forget(const Call& call) {
   }
 }
 
+// Systems of the call whose list could miss a neighbour.
+std::vector<int64_t> Lists::stale(const Call& call) const {
+  std::vector<char> bad(size_t(call.n_systems), 0);
+  const int64_t n_atoms = call.ptr[call.n_systems];
+  in_threads(call.n_systems, call.ptr, std::min(call.threads, n_atoms / CHECKS_PER_THREAD),
+             [&](int64_t begin, int64_t end, int64_t) {
+               for (int64_t s = begin; s < end; s++)
+                 bad[s] = !still_valid(*current_[s], call.positions + 3 * call.ptr[s], call.ptr[s + 1] - call.ptr[s],
+                                       call.cell + 9 * s, call.pbc + 3 * s, cutoff, skin);
+             });
+  std::vector<int64_t> found;
+  for (int64_t s = 0; s < call.n_systems; s++)
+    if (bad[s]) found.push_back(s);
+  return found;
+}
+
 int64_t Lists::update(const Call& call) {
   resolve(call);
   problems.assign(size_t(call.n_systems), Problem());
-  workspaces_.resize(size_t(std::max<int64_t>(1, call.threads)));
-  std::vector<int64_t> searches(workspaces_.size(), 0), failures(workspaces_.size(), 0);
-  in_threads(call.n_systems, call.ptr, call.threads, [&](int64_t begin, int64_t end, int64_t thread) {
-    for (int64_t s = begin; s < end; s++) {
-      List& list = *current_[s];
-      const int64_t n = call.ptr[s + 1] - call.ptr[s];
-      const double *positions = call.positions + 3 * call.ptr[s], *cell = call.cell + 9 * s;
-      const uint8_t* pbc = call.pbc + 3 * s;
-      if (still_valid(list, positions, n, cell, pbc, cutoff, skin)) continue;
-      list.searched = false;
-      searches[thread]++;
-      Problem& problem = problems[s];
-      problem.failure = search(positions, n, cell, pbc, (cutoff + skin) * WIDER, list, workspaces_[thread], problem.first);
-      failures[thread] += problem.failure != NONE;
+  const std::vector<int64_t> wanted = stale(call);
+  std::vector<int64_t> cost(1, 0);
+  for (int64_t s : wanted) cost.push_back(cost.back() + call.ptr[s + 1] - call.ptr[s] + 1);
+  const int64_t threads = std::max<int64_t>(1, std::min(call.threads, cost.back() / SEARCHES_PER_THREAD));
+  if (int64_t(workspaces_.size()) < threads) workspaces_.resize(size_t(threads));
+  for (int64_t s : wanted) current_[s]->searched = false;
+  in_threads(int64_t(wanted.size()), cost.data(), threads, [&](int64_t begin, int64_t end, int64_t thread) {
+    for (int64_t k = begin; k < end; k++) {
+      const int64_t s = wanted[k], start = call.ptr[s];
+      problems[s].failure = search(call.positions + 3 * start, call.ptr[s + 1] - start, call.cell + 9 * s, call.pbc + 3 * s,
+                                   (cutoff + skin) * WIDER, *current_[s], workspaces_[thread], problems[s].first);
     }
   });
   int64_t failed = 0;
-  for (size_t t = 0; t < searches.size(); t++) n_searches += searches[t], failed += failures[t];
+  for (int64_t s : wanted) failed += problems[s].failure != NONE;
+  n_searches += int64_t(wanted.size());
   return failed;
 }
 

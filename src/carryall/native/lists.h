@@ -47,6 +47,10 @@ struct Workspace {
   std::vector<int64_t> count, first, start, key, order;
   int64_t n_candidates = 0;  // their x, y, z, atom and image may have room for more
 
+  void make_room(int64_t size) {
+    if (int64_t(found.size()) < size) found.resize(std::max(size, 2 * int64_t(found.size())));
+  }
+
   void grow(size_t candidates) {
     if (x.size() >= candidates) return;
     const size_t size = std::max(candidates, 2 * x.size());
@@ -115,6 +119,7 @@ class Lists {
 
  private:
   void resolve(const Call& call);
+  std::vector<int64_t> stale(const Call& call) const;
   void forget(const Call& call);
 
   std::unordered_map<Key, std::unique_ptr<List>, KeyHash> lists_;

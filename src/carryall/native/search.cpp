@@ -11,9 +11,9 @@
 namespace carryall {
 namespace {
 
-constexpr double FARTHEST = 1e9;            // cells from the origin; beyond, shifts do not fit and positions have no digits left
+constexpr double FARTHEST = 1e9;            // cells from the origin; beyond, shifts do not fit
 constexpr double SLACK = 1e-6;              // in fractions of a cell, for rounding
-constexpr int64_t COMPARE_ALL = 1 << 18;    // pairs of centre and candidate up to which bins do not pay
+constexpr int64_t COMPARE_ALL = 1 << 20;    // pairs of centre and candidate up to which bins do not pay
 constexpr int64_t LARGEST = 1 << 28;        // images, whose places are multiplied by four in 32 bits
 
 struct Frame {
@@ -174,21 +174,19 @@ void list_candidates(int64_t n, const uint8_t* pbc, const Frame& frame, double r
 void compare_all(int64_t n, double reach, Workspace& work, List& list) {
   const int64_t m = work.n_candidates;
   list.ptr.assign(1, 0);
-  list.edge.clear();
-  size_t filled = 0;
+  int64_t filled = 0;
   for (int64_t c = 0; c < n; c++) {
-    if (list.edge.size() < filled + m + LANES) list.edge.resize(std::max<size_t>(2 * list.edge.size(), filled + m + LANES));
-    const double center[3] = {work.wrapped[3 * c], work.wrapped[3 * c + 1], work.wrapped[3 * c + 2]};
-    filled += within(center, work.x.data(), work.y.data(), work.z.data(), 0, m, reach * reach, list.edge.data() + filled);
+    work.make_room(filled + m + LANES);
+    int32_t* begin = work.found.data() + filled;
+    const double *x = work.x.data(), *y = work.y.data(), *z = work.z.data();
+    int32_t* end = begin + within(&work.wrapped[3 * c], x, y, z, 0, m, reach * reach, begin);
     // the centre itself is among them, once
-    int32_t* begin = list.edge.data() + list.ptr.back();
-    int32_t* end = list.edge.data() + filled;
     int32_t* self = std::lower_bound(begin, end, work.self[c]);
     std::copy(self + 1, end, self);
-    filled--;
-    list.ptr.push_back(int64_t(filled));
+    filled += end - begin - 1;
+    list.ptr.push_back(filled);
   }
-  list.edge.resize(filled);
+  list.edge.assign(work.found.begin(), work.found.begin() + filled);
 }
 
 // Atoms sorted by bins: rows along x, each row's bins one after another. A table of all bins where there are not too many of
@@ -222,7 +220,7 @@ Bins make_bins(int64_t n, double reach, Workspace& work) {
   double total = 1;
   for (int k = 0; k < 3; k++) {
     bins.low[k] = box.low[k];
-    bins.width[k] = std::max(reach / (k == 0 ? 4 : 2), (box.high[k] - box.low[k]) / double(1 << 20));
+    bins.width[k] = std::max(reach / (k == 0 ? 8 : 1), (box.high[k] - box.low[k]) / double(1 << 20));
     bins.size[k] = int64_t((box.high[k] - box.low[k]) / bins.width[k]) + 1;
     total *= double(bins.size[k]);
   }
@@ -269,7 +267,6 @@ void look_up(int64_t n, double reach, Workspace& work, List& list) {
   const int64_t m = work.n_candidates;
   const double squared = reach * reach;
   work.first.resize(m + 1);
-  work.found.clear();
   list.ptr.assign(n + 1, 0);
   int64_t filled = 0;
   for (int64_t e = 0; e < m; e++) {
@@ -285,8 +282,7 @@ void look_up(int64_t n, double reach, Workspace& work, List& list) {
         const double dx = std::sqrt(left) * (1 + 1e-9);
         int64_t begin, end;
         bins.row(work, bins.place(p[0] - dx, 0), bins.place(p[0] + dx, 0), y, z, begin, end);
-        if (int64_t(work.found.size()) < filled + end - begin + LANES)
-          work.found.resize(std::max<size_t>(2 * work.found.size(), filled + end - begin + LANES));
+        work.make_room(filled + end - begin + LANES);
         filled += within(p, work.row_x.data(), work.row_y.data(), work.row_z.data(), begin, end, squared,
                          work.found.data() + filled);
       }

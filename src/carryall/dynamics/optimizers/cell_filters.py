@@ -1,7 +1,7 @@
 """What an optimizer moves: the atoms of a fixed cell, or atoms and cell together, in the coordinates of ASE's cell filters.
 
 The cell is its reference (what it was when the system began) times M, and positions are z M with rows z: `F = M^T` is ASE's
-deformation gradient. `unit_cell` moves z and F (Tadmor, Smith, Bernstein, Kaxiras, Phys. Rev. B 59, 235 (1999)), `frechet` moves
+deformation gradient. `unit_cell` moves z and F (Tadmor et al., Phys. Rev. B 59, 235 (1999)), `frechet` moves
 z and log F, the cell's coordinates times `cell_factor`, with forces that are the exact derivatives of the enthalpy E + p V.
 """
 

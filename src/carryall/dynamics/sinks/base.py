@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, Self, TypeAlias, runtime_checkable
 
+import filelock
 import numpy as np
 from torch import Tensor
 
@@ -126,6 +128,18 @@ class SinkBase:
     def _check_not_empty(self) -> None:
         if len(self) == 0:
             raise InputError(f"{type(self).__name__} holds no system: nothing to read")
+
+
+def exclusive(path: Path) -> filelock.FileLock:
+    """A lock for the one process that writes to a file; InputError when another has it."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist: make it first")
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(f"{path}: another process, or another sink, writes to it: wait for it, or write elsewhere") from None
+    return lock
 
 
 def write_in_order(sinks: Sequence[DataSink], batch: Batch, mask: Mask = None) -> None:

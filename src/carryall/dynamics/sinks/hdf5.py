@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 from carryall.data.batch import Batch
-from carryall.dynamics.sinks.base import Mask, SinkBase
+from carryall.dynamics.sinks.base import Mask, SinkBase, exclusive
 from carryall.dynamics.sinks.joining import joined_with_blanks, with_levels_of
 from carryall.dynamics.sinks.swmr import changed_in_copy, opened_for_reading, opened_for_writing
-from carryall.dynamics.sinks.tables import Schema, Table, make_table, schema_of
+from carryall.dynamics.sinks.tables import Schema, Table, make_table, schema_of, write_rows
 from carryall.errors import InputError
 
 FORMAT, VERSION = "carryall-sink", 1
@@ -44,13 +43,7 @@ class HDF5Sink(SinkBase):
         self._tables: list[Table] = []
         self._numbers: dict[Schema, int] = {}
         self._levels: dict[str, str] = {}
-        if not self.path.parent.is_dir():
-            raise InputError(f"{self.path}: the folder {self.path.parent} does not exist: make it first")
-        self._lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise InputError(f"{self.path}: another process writes to this sink: wait for it, or write elsewhere") from None
+        self._lock = exclusive(self.path)
         try:
             if not self.path.exists():
                 changed_in_copy(self.path, _begin)
@@ -78,9 +71,7 @@ class HDF5Sink(SinkBase):
         rows = self._tables[number].rows
         try:
             self._tables[number].add(part)
-            order = self._file[ORDER]
-            order.resize(max(len(order), self._count + len(chosen)), axis=0)
-            order[self._count : self._count + len(chosen)] = number
+            write_rows(self._file[ORDER], self._count, np.full(len(chosen), number, dtype=np.int32))
             self._file.flush()
             self._file[COMMITTED][0] = self._count + len(chosen)
             self._file.flush()

@@ -26,7 +26,7 @@ LIBVER = ("v110", "v110")
 
 
 def changed_in_copy(path: Path, change: Callable[[Any], None], empty: bool = False) -> None:
-    """Apply `change(file)` to a copy of the file (a new file if `empty` or there is none), which then takes its place at once."""
+    """Apply `change(file)` to a copy of the file (a new file if `empty` or there is none), which then takes its place."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     if path.exists() and not empty:

@@ -1,7 +1,7 @@
 """Systems as rows of an HDF5 group: all systems of a table have the same keys, dtypes and row shapes.
 
-A table has `atom_counts`, `edge_counts` and `info_sizes` (one number a system), `info` (JSON, one text after the other), and for
-each key a data set `system/KEY`, `atom/KEY` or `edge/KEY`. Its attribute `keys` lists level, key, dtype and row shape as JSON.
+A table has `atom_counts`, `edge_counts` and `info_sizes` (one number a system), `info` (JSON, one text after the other), and
+for each key a data set `system/KEY`, `atom/KEY` or `edge/KEY`. Its attribute `keys` lists level, key, dtype and row shape.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,11 +68,11 @@ class Table:
         rows = self.rows
         counts = (batch.atom_counts, batch.edge_counts, [len(one) for one in text])
         for name, values in zip(COUNTS, counts, strict=True):
-            _write(self._fixed[name], rows.system, np.array(values, dtype=np.int64))
-        _write(self._fixed["info"], rows.info, joined)
+            write_rows(self._fixed[name], rows.system, np.array(values, dtype=np.int64))
+        write_rows(self._fixed["info"], rows.info, joined)
         first = {"system": rows.system, "atom": rows.atom, "edge": rows.edge}
         for (level, key), data in self._keys.items():
-            _write(data, first[level], _as_array(batch.get(key)))
+            write_rows(data, first[level], _as_array(batch.get(key)))
         self.rows = Rows(
             rows.system + batch.n_systems, rows.atom + batch.n_atoms, rows.edge + batch.n_edges, rows.info + len(joined)
         )
@@ -113,12 +114,18 @@ def _make(group: Any, name: str, dtype: np.dtype[Any], row: tuple[int, ...]) -> 
     group.create_dataset(name, shape=(0, *row), maxshape=(None, *row), chunks=(length, *row), dtype=dtype)
 
 
-def _write(data: Any, first: int, values: np.ndarray) -> None:
-    end = first + len(values)
-    if end > data.shape[0]:
-        data.resize(end, axis=0)
-    if len(values):
-        data[first:end] = values
+def write_rows(data: Any, first: int, values: np.ndarray) -> None:
+    """Rows of a data set from `first` on, which grows where it has to."""
+    if not len(values):
+        return
+    # h5py's low-level calls: indexing a Dataset costs ten times as much, for each key of each write.
+    end, below = first + len(values), (0,) * (values.ndim - 1)
+    shape = data.id.shape
+    if end > shape[0]:
+        data.id.set_extent((end, *shape[1:]))
+    place = h5py.h5s.create_simple((max(end, shape[0]), *shape[1:]))
+    place.select_hyperslab((first, *below), values.shape)
+    data.id.write(h5py.h5s.create_simple(values.shape), place, np.ascontiguousarray(values, dtype=data.dtype))
 
 
 def _as_array(value: Tensor) -> np.ndarray:
