@@ -6,9 +6,10 @@ Each PY is the python of an environment of its own with that peer (and ase); a p
 Lennard-Jones argon (0.0104 eV, 3.4 Å, cut off at 8.5 Å without a shift), float64, periodic. Every engine runs in a process of
 its own with one thread, and all take turns: each repeat of a case goes through all of them, beginning with another each time,
 so that a machine that slows down slows all. Every repeat makes the simulation anew from the file and takes the same steps; the
-clock is CPU seconds of the process, without making the simulation and the first step. Where that would take too long, engines
-whose steps all cost the same take fewer. The best repeat counts. ASE runs one system after the other: three are measured, one
-of each size, scaled by atoms.
+clock is CPU seconds of the process, without making the simulation and the first step. Where that would take more than 4
+seconds, engines whose steps all cost the same (those without a skin) or nearly so (carryall by torch alone) take fewer. The best
+repeat counts. ASE runs one system after the other: three are measured, one of each size, scaled by atoms. All of it takes half
+an hour.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from dynamics_report import page
 HERE = Path(__file__).parent
 PATIENCE = 1800
 """Seconds that an answer may take."""
+BRIEF, LONG = 4.0, 60.0
+"""CPU seconds that timed steps may take."""
 AGREEMENT_STEPS = 20
 ATOMS_CHECKED = 500
 Result = dict[str, Any]
@@ -45,27 +48,27 @@ class Column:
     name: str
     worker: str
     option: dict[str, Any]
-    steady: bool = False
-    """Every step costs the same, so that few tell as much as many."""
+    brief: bool = False
+    """Few steps will do: every step costs the same, or nearly so."""
     boxes: bool = True
     """Whether it takes more than one box."""
     kinds: tuple[str, ...] = ("nve", "fire")
 
 
 OWN = Column("carryall", "carryall", {})
-FALLBACK = Column("carryall, torch alone", "fallback", {})
+FALLBACK = Column("carryall, torch alone", "fallback", {}, brief=True)
 NVALCHEMI = Column("nvalchemi, skin 1", "nvalchemi", {"skin": 1.0})
-TORCHSIM = Column("torch-sim", "torchsim", {"list": "default"}, steady=True)
+TORCHSIM = Column("torch-sim", "torchsim", {"list": "default"}, brief=True)
 COLUMNS = (
     OWN,
     Column("carryall, skin 1", "carryall", {"skin": 1.0}),
     FALLBACK,
-    Column("carryall, torch alone, skin 1", "fallback", {"skin": 1.0}),
+    Column("carryall, torch alone, skin 1", "fallback", {"skin": 1.0}, brief=True),
     NVALCHEMI,
-    Column("nvalchemi, skin 0", "nvalchemi", {"skin": 0.0}, steady=True),
+    Column("nvalchemi, skin 0", "nvalchemi", {"skin": 0.0}, brief=True),
     TORCHSIM,
-    Column("torch-sim, vesin", "torchsim", {"list": "vesin"}, steady=True),
-    Column("ASE", "ase", {}, steady=True),
+    Column("torch-sim, vesin", "torchsim", {"list": "vesin"}, brief=True),
+    Column("ASE", "ase", {}, brief=True),
     Column("LAMMPS", "lammps", {"skin": 1.0}, boxes=False, kinds=("nve",)),
 )
 KINDS = (
@@ -196,7 +199,7 @@ def in_turns(workers: dict[str, Worker], columns: Sequence[Column], repeats: int
             if "error" in known:
                 continue
             request = {"path": str(path), "kind": kind, "option": column.option, "steps": steps}
-            found = workers[column.worker].ask("time", **request, budget=4.0 if column.steady else 60.0)
+            found = workers[column.worker].ask("time", **request, budget=BRIEF if column.brief else LONG)
             if "error" in found or not known or found["seconds"] < known["seconds"]:
                 best[column.name] = found
     for name, found in best.items():

@@ -66,7 +66,7 @@ class Descent:
 THEIRS = {"fire": AseFIRE, "lbfgs": AseLBFGS, "descent": Descent}
 
 
-def batch_and_references(kind, images, cell, **settings):
+def batch_and_references(kind, images, cell, fmax=None, **settings):
     """Our batch and optimizer, and for each image ASE's optimizer; `cell`: options of the filter."""
-    batch, ours = batch_of(*images), OURS[kind](potential(), **settings, **cell)
+    batch, ours = batch_of(*images), OURS[kind](potential(), convergence_hook=fmax, **settings, **cell)
     return batch, ours, [THEIRS[kind](ase_view(atoms, **cell), logfile=None, **settings) for atoms in images]

@@ -27,11 +27,11 @@ def blob(rng, n_atoms):
     return AtomicData(sites + rng.normal(0, 0.15, sites.shape), [18] * n_atoms)
 
 
-def ledger_rows(folder):
-    """All rows of a ledger, in input order, as they are on disk."""
+def ledger_rows(folder, table="systems"):
+    """All rows of a table of a ledger, in order, as they are on disk."""
     database = sqlite3.connect(f"file:{folder / 'ledger.sqlite'}?mode=ro", uri=True)
     try:
-        return database.execute("SELECT * FROM systems ORDER BY id").fetchall()
+        return database.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
     finally:
         database.close()
 

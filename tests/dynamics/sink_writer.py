@@ -1,7 +1,7 @@
-"""A process that writes to a sink until it is killed; apart, so that a new process can import it."""
+"""A process that writes to a sink until it is killed; run as a program of its own."""
 
-import itertools
 import os
+import sys
 
 import numpy as np
 import torch
@@ -35,11 +35,24 @@ def batch_from(first):
     return Batch.from_data_list([structure(i, first % 7 == 3) for i in range(first, first + count)])
 
 
-def write_until_killed(kind, path, pipe):
-    """Go on where the file ends, and tell how many systems are safe after each write."""
-    torch.set_num_threads(1)
+def write_until_killed(kind, path):
+    """Go on where the file ends, and tell how many systems are safe at the start and after each write."""
     sink = KINDS[kind](path)
-    pipe.send((os.getpid(), len(sink)))
-    for _ in itertools.count():
+    while True:
+        os.write(1, f"{os.getpid()} {len(sink)}\n".encode())
         sink.write(batch_from(len(sink)))
-        pipe.send((os.getpid(), len(sink)))
+
+
+def main():
+    """For each line `kind path` of the input a writer, forked from here, since importing takes longer than what is tested."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            write_until_killed(*line.split())
+        os.waitpid(pid, 0)
+        os.write(1, b"gone\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -36,7 +36,12 @@ def test_three_kills_lose_nothing(tmp_path):
     source = tmp_path / "in.extxyz"
     write_structures(source, argon_structures(COUNT))
     whole = carryall.relax(
-        read_structures(source), carryall.load("lj-argon"), 0.005, out=tmp_path / "whole", max_atoms_per_batch=3000, progress=False
+        read_structures(source),
+        carryall.load("lj-argon"),
+        0.005,
+        out=tmp_path / "whole",
+        max_atoms_per_batch=3000,
+        progress=False,
     )
     assert len(whole) == COUNT
     out, rng, flags = tmp_path / "killed", random.Random(7), []

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from carryall.dynamics import noise
 from carryall.dynamics.noise import Stream, check_seed, normal_vectors, normals, philox
 from carryall.errors import InputError
+from carryall.native import library
 
 ONES = 0xFFFFFFFF
 
@@ -82,3 +84,26 @@ def test_a_number_depends_on_its_own_counter_only():
 def test_a_seed_that_is_none_is_refused(seed):
     with pytest.raises(InputError, match="seed must be an integer"):
         check_seed(seed)
+
+
+@pytest.mark.skipif(library() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 20001])
+@pytest.mark.parametrize("seed", [0, 1, 2**40 + 3, 2**64 - 1])
+def test_machine_code_gives_the_bits_of_numpy(n, seed, monkeypatch):
+    generator = torch.Generator().manual_seed(n)
+    system, step = (torch.randint(0, 2**62, (n,), generator=generator) for _ in range(2))
+    atom = torch.randint(0, 2**31, (2 * n,), generator=generator)[::2]  # not contiguous
+    found = normal_vectors(seed, Stream.CELL_RESCALING, system, atom, step)
+    monkeypatch.setattr(noise, "library", lambda: None)
+    expected = normal_vectors(seed, Stream.CELL_RESCALING, system, atom, step)
+    assert torch.equal(found, expected)
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+
+
+@pytest.mark.skipif(library() is None, reason="no C++ compiler")
+def test_machine_code_takes_counters_as_they_come():
+    one = torch.ones(1, dtype=torch.int32).expand(5)
+    found = normal_vectors(7, Stream.THERMOSTAT, one, torch.arange(5), one)
+    assert torch.equal(found, vectors(5, seed=7, system=1, step=1))
+    with pytest.raises(ValueError, match="expected as many of each"):
+        normal_vectors(7, Stream.THERMOSTAT, one[:3], torch.arange(5), one)

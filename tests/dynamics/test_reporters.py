@@ -11,6 +11,7 @@ from dynamics_samples import LennardJones, Well, argon, atoms_in_well, batch_of,
 from rich.console import Console
 
 from carryall.data import read_structures
+from carryall.data.units import GPa, kB
 from carryall.dynamics import (
     FIRE,
     NVE,
@@ -44,13 +45,25 @@ def test_the_csv_log_has_names_units_and_a_row_for_each_system(tmp_path):
     initialize_velocities(batch, 30.0)
     NVE(LennardJones(), 2.0, hooks=[CSVLog(path, interval=5)]).run(batch, 10)
     lines = path.read_text().splitlines()
-    assert lines[0] == "step,system_id,time,temperature,potential_energy,kinetic_energy,total_energy,pressure"
-    assert lines[1] == ",,fs,K,eV,eV,eV,GPa"
+    assert lines[0] == (
+        "step,system_id,time,temperature,potential_energy,kinetic_energy,total_energy,pressure,volume,conserved_energy,"
+        "system_step,stage"
+    )
+    assert lines[1] == ",,fs,K,eV,eV,eV,GPa,Å^3,eV,,"
     table = read_csv_log(path)
     assert table["step"].tolist() == [0, 5, 10]
     np.testing.assert_allclose(table["time"], [0, 10, 20])
     np.testing.assert_allclose(table["total_energy"], table["potential_energy"] + table["kinetic_energy"], atol=1e-9)
     assert np.ptp(table["total_energy"]) < 1e-5
+    np.testing.assert_array_equal(table["conserved_energy"], table["total_energy"])
+    np.testing.assert_allclose(table["volume"], 5.4**3)
+    assert table["system_step"].tolist() == [0, 5, 10]
+    assert table["stage"].tolist() == [0, 0, 0]
+    # the last state by other means: 3 N - 3 degrees, pressure of kinetic energy and stress
+    kinetic = float((batch.masses * batch.velocities.square().sum(1)).sum() / 2)
+    assert table["temperature"][-1] == pytest.approx(2 * kinetic / (kB * 9), rel=1e-10)
+    trace = float(batch.stress[0].diagonal().sum())
+    assert table["pressure"][-1] == pytest.approx((2 * kinetic / 5.4**3 - trace) / 3 / GPa, rel=1e-9)
     NVE(Well(), hooks=[CSVLog(path, interval=4)]).run(pair(), 4)
     assert read_csv_log(path)["system_id"].tolist() == [0, 1, 0, 1]
     with pytest.raises(InputError, match="interval 0"):
@@ -90,19 +103,28 @@ def test_hdf5_frames_can_be_read_back(tmp_path):
     found = read_trajectory(path)
     assert found.step.tolist() == [0, 3, 6]
     assert found.n_frames == 3
-    assert found.positions.shape == (3, 7, 3)
-    np.testing.assert_allclose(found.time[:, 1], [0, 6, 12])
+    assert found.system_ids == [0, 1]
+    assert found.system(0).positions.shape == (3, 4, 3)
+    np.testing.assert_allclose(found.system(1).time, [0, 6, 12])
     one = found.structures(1)
     assert [data.n_atoms for data in one] == [3, 3, 3]
+    assert [data.info["system_step"] for data in one] == [0, 3, 6]
     assert one[0].cell is None
     assert found.structures(0)[0].cell is not None
+    assert torch.equal(found.structures(0)[0].masses, batch.masses[:4])
+    with pytest.raises(InputError, match="no system 7: it has 0, 1"):
+        found.system(7)
+    assert read_trajectory(path, [1]).system_ids == [1]
     NVE(LennardJones(), 2.0).run(batch, 0)
     again = batch_of(argon(1), cluster(3))
     initialize_velocities(again, 50.0)
     NVE(LennardJones(), 2.0).run(again, 6)
-    np.testing.assert_array_equal(found.positions[-1], again.positions)
-    np.testing.assert_array_equal(found.velocities[-1], again.velocities)
-    np.testing.assert_array_equal(found.energy[-1], again.energy)
+    for index, rows in enumerate((slice(0, 4), slice(4, 7))):
+        last = found.system(index)
+        np.testing.assert_array_equal(last.positions[-1], again.positions[rows])
+        np.testing.assert_array_equal(last.velocities[-1], again.velocities[rows])
+        assert last.energy[-1] == again.energy[index]
+        np.testing.assert_array_equal(last.cell[-1], again.cell[index])
 
 
 def test_files_that_are_no_trajectories_are_refused(tmp_path):
@@ -115,8 +137,8 @@ def test_files_that_are_no_trajectories_are_refused(tmp_path):
         file["x"] = [1]
     with pytest.raises(InputError, match="is not a trajectory of carryall"):
         read_trajectory(tmp_path / "other.h5")
-    with pytest.raises(InputError, match=r"one of .h5, .hdf5, .extxyz, .xyz"):
-        trajectory_writer(tmp_path / "run.traj")
+    with pytest.raises(InputError, match=r"one of .h5, .hdf5, .extxyz, .xyz, .traj"):
+        trajectory_writer(tmp_path / "run.dcd")
     with pytest.raises(InputError, match="float16"):
         HDF5Trajectory(tmp_path / "run.h5", dtype="float16")
 
@@ -159,8 +181,11 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(name, tmp_path):
     for suffix in (".csv", ".extxyz"):
         assert (tmp_path / f"parts{suffix}").read_text() == (tmp_path / f"whole{suffix}").read_text()
     a, b = read_trajectory(tmp_path / "whole.h5"), read_trajectory(tmp_path / "parts.h5")
-    for key in ("step", "positions", "velocities", "energy", "time"):
-        np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
+    assert a.step.tolist() == b.step.tolist()
+    assert a.system_ids == b.system_ids == [0, 1]
+    for index in a.system_ids:
+        for key in ("step", "positions", "velocities", "energy", "time"):
+            np.testing.assert_array_equal(getattr(a.system(index), key), getattr(b.system(index), key))
     assert batch.info[0]["note"]["array"].tolist() == [0, 1, 2]
 
 
@@ -193,8 +218,8 @@ def test_a_trajectory_of_other_systems_is_not_continued(tmp_path):
     path = tmp_path / "run.h5"
     dynamics = NVE(Well(), hooks=[HDF5Trajectory(path, 1)])
     dynamics.run(pair(), 1)
-    with pytest.raises(InputError, match="holds other systems"):
-        dynamics.run(batch_of(atoms_in_well(3, 1)), 1)
+    with pytest.raises(InputError, match="holds another system as number 0"):
+        dynamics.run(batch_of(atoms_in_well(4, 1)), 1)
 
 
 def test_wrapping_changes_neither_forces_nor_energies_and_costs_no_call():
@@ -247,7 +272,8 @@ def test_table_and_bar_speak_at_a_terminal_only():
         NVE(Well(), hooks=hooks).run(pair(), 10)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", loud.file.getvalue())
     assert "T/K" in text
-    assert re.search(r"\s5 +2 +5\.00 ", text)
+    assert re.search(r"\s5 +0 +5\.00 ", text)
+    assert re.search(r"\s5 +1 +5\.00 ", text)
     assert "10/10" in text
     assert "2 of 2 systems running" in text
     assert quiet.file.getvalue() == ""

@@ -78,9 +78,11 @@ class RelaxConfig:
 def run(argv: Sequence[str]) -> int:
     """The verb; exit code 0 when at least one structure finished."""
     config = parse(RelaxConfig, "relax", argv)
+    from carryall.dynamics.ledger import holds_run
+
     if not config.files:
         raise InputError("no structures: give at least one file, as in carryall relax *.cif --model model.pt2")
-    if (config.out / "ledger.sqlite").exists() and not config.resume:
+    if not config.resume and holds_run(config.out):
         raise InputError(f"{config.out} holds a run already: go on with --resume, or write elsewhere with -o")
     potential = load_potential(config.model, config.device, config.rebuild)
     structures = FrameStream(config.files)

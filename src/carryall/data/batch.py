@@ -156,7 +156,8 @@ class Batch:
     @property
     def volume(self) -> Tensor:
         """(n_systems,) Å³; 0 without a cell."""
-        return torch.linalg.det(self.get("cell")).abs()
+        (a, b, c), (d, e, f), (g, h, i) = (row.unbind(1) for row in self.get("cell").unbind(1))
+        return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)).abs()
 
     # -- keys
 

@@ -160,15 +160,15 @@ class ForceEvaluator:
         if mask is not None:
             batch.forces = torch.where(mask, batch.forces, 0.0)
         if "virial" in output:
-            self.write_stress(batch, running)
+            self.write_stress(batch)
 
-    def write_stress(self, batch: Batch, running: Tensor | None) -> None:
+    def write_stress(self, batch: Batch) -> None:
         """Stress (n_systems, 3, 3), eV/Å³, of the virial that the batch has; systems without a cell have none."""
         if self._volume is None or not self._volume[0].holds(batch.cell):
             volume = batch.volume.double()[:, None, None]
             self._volume = (Snapshot.of(batch.cell), torch.where(volume > 0, -1.0 / volume.clamp(min=1e-300), 0.0))
-        stress = batch.get("virial") * self._volume[1]
-        batch.set("stress", keep_frozen(running, stress, batch.get("stress")) if "stress" in batch else stress)
+        # frozen systems have the virial and the cell that they had, and so the same stress
+        batch.set("stress", batch.get("virial") * self._volume[1])
 
     def _write_missing(self, batch: Batch) -> None:
         if "energy" not in batch:

@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -60,8 +60,6 @@ class Ledger:
         """
         folder = Path(folder)
         self.path = folder / LEDGER
-        if self.path.exists() and not resume:
-            raise InputError(f"{folder} holds a run already: go on with resume, or write elsewhere")
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(folder / LOCK)
         try:
@@ -71,12 +69,17 @@ class Ledger:
         self._database: sqlite3.Connection | None = None
         try:
             self._database = _connected(self.path)
-            self._begin(json.loads(json.dumps(dict(settings))))
+            self._begin(json.loads(json.dumps(dict(settings))), resume)
         except BaseException:
             self.close()
             raise
 
-    def _begin(self, settings: dict[str, Any]) -> None:
+    def _begin(self, settings: dict[str, Any], resume: bool) -> None:
+        if not resume:
+            if self._has_work():
+                raise InputError(f"{self.path.parent} holds a run already: go on with resume, or write elsewhere")
+            with self._transaction() as database:
+                database.execute("DELETE FROM run")
         known = self.fact("format")
         if known is None:
             with self._transaction() as database:
@@ -201,6 +204,9 @@ class Ledger:
 
     # -- inside
 
+    def _has_work(self) -> bool:
+        return any(self._rows(f"SELECT 1 FROM {table} LIMIT 1") for table in ("systems", "in_flight"))
+
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         assert self._database is not None, "the ledger is closed"
         return self._database.execute(query, values).fetchall()
@@ -258,11 +264,20 @@ class LedgerResults(Sequence[RelaxResult]):
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
-        try:
+        with closing(sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)) as database:
             yield database
-        finally:
-            database.close()
+
+
+def holds_run(folder: str | Path) -> bool:
+    """Whether a folder has a ledger in which there is some work."""
+    path = Path(folder) / LEDGER
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            return any(database.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall() for table in ("systems", "in_flight"))
+    except sqlite3.DatabaseError:
+        return True
 
 
 def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

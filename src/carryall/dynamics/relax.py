@@ -250,7 +250,7 @@ def _check_potential(ledger: Ledger, potential: Potential, first: Sequence[Input
 
 def _energy(potential: Potential, data: AtomicData) -> float:
     graph = graph_from_structures([data], potential.spec.cutoff, potential.spec.type_map)
-    return float(potential(graph)["energy"][0])
+    return float(potential(graph)["energy"].detach()[0])
 
 
 def _close(ledger: Ledger, n_inputs: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -68,7 +68,7 @@ class SizeAwareSampler:
         *,
         count_edges: Callable[[AtomicData], int] | None = None,
         look_ahead: int = 256,
-        skip: Collection[int] = frozenset(),
+        skip: Container[int] = frozenset(),
         check: Callable[[AtomicData], Any] | None = None,
         on_unreadable: OnUnreadable | None = None,
         on_oversized: OnOversized | None = None,

@@ -17,6 +17,8 @@ SYSTEM_ID = "system_id"
 """(n_systems,) int64: names a system for good, whatever batch it is in; noise and results go by it."""
 PREVIOUS_ENERGY = "previous_energy"
 """(n_systems,) float64, eV: energy before the last evaluation, kept where a criterion asks for it."""
+FMAX = "fmax"
+"""(n_systems,) float64, eV/Å: largest generalised force, where a stage relaxes the cell; criteria on it read this key then."""
 REASON = "failure"
 """Key of `batch.info[i]` with the reason why system i failed."""
 

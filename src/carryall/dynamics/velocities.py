@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
 from carryall.data.units import kB
-from carryall.dynamics.integrators.langevin import system_noise
 from carryall.dynamics.noise import Stream, check_seed
 from carryall.dynamics.parameters import Parameter, PerSystem
 from carryall.dynamics.status import atom_rows, ensure_keys
-from carryall.dynamics.thermo import masses, mobile
-from carryall.dynamics.thermo import temperature as temperature_of
+from carryall.dynamics.system_noise import system_noise
+from carryall.dynamics.thermo import degrees_of_freedom, kinetic_energy, masses, mobile
+
+if TYPE_CHECKING:
+    from carryall.dynamics.constraints import Constraint
 
 
 def initialize_velocities(
-    batch: Batch, temperature: PerSystem, seed: int = 0, *, remove_translation: bool = True, exact: bool = False
+    batch: Batch,
+    temperature: PerSystem,
+    seed: int = 0,
+    *,
+    remove_translation: bool = True,
+    exact: bool = False,
+    constraints: Sequence[Constraint] = (),
 ) -> Batch:
     """Give every system velocities of the Maxwell-Boltzmann distribution, in place; returns the batch.
 
     temperature: K, one number or one for each system. The numbers depend on the seed, the system's `system_id` and the atom's
     index in it only. remove_translation: the centre of mass rests (not where atoms are held by `move_mask`). exact: scaled to
-    exactly that temperature, by 3 N - 3 degrees of freedom where the centre of mass rests.
+    exactly that temperature, by the degrees of freedom that are left: 3 N - 3 where the centre of mass rests, less what the
+    constraints take. constraints: those of the dynamics to come, which the velocities then obey.
     """
     ensure_keys(batch)
     target = Parameter.of("temperature", temperature).at(batch)
+    for constraint in constraints:
+        constraint.check(batch)
     mass = masses(batch).double()
     noise = system_noise(batch, check_seed(seed), Stream.INITIAL_VELOCITIES, torch.zeros_like(batch.ptr[:-1]))
     velocities = noise * torch.sqrt(kB * atom_rows(target, batch) / mass)[:, None]
@@ -34,12 +48,27 @@ def initialize_velocities(
         velocities = torch.where(free, velocities, 0.0)
     if remove_translation:
         velocities = _at_rest(batch, velocities, mass, free)
+    for constraint in constraints:
+        velocities = constraint.velocities(batch, velocities)
     batch.velocities = velocities
     if exact:
-        found = temperature_of(batch, removed=3 if remove_translation else 0)
+        degrees = _degrees(batch, 3 if remove_translation else 0, constraints)
+        found = 2.0 * kinetic_energy(batch) / (kB * degrees)
         scale = torch.where(found > 0, torch.sqrt(target / found.clamp(min=1e-300)), 1.0)
         batch.velocities = velocities * atom_rows(scale, batch)[:, None]
     return batch
+
+
+def _degrees(batch: Batch, removed: int, constraints: Sequence[Constraint]) -> Tensor:
+    """(n_systems,) degrees of freedom under constraints, each counted once."""
+    centered = any(getattr(one, "holds_center_of_mass", False) for one in constraints)
+    total = degrees_of_freedom(batch, 3 if centered else removed)
+    for constraint in constraints:
+        if not getattr(constraint, "holds_center_of_mass", False):
+            total = total - constraint.removed_degrees(batch)
+        if (centered or removed) and hasattr(constraint, "lost_translations"):
+            total = total + constraint.lost_translations(batch)
+    return total.clamp(min=1.0)
 
 
 def _at_rest(batch: Batch, velocities: Tensor, mass: Tensor, free: Tensor | None) -> Tensor:

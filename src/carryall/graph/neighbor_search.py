@@ -6,6 +6,7 @@ The search is vesin's, one system after the other; on a GPU nvalchemi-toolkit-op
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from carryall.graph.neighbor_graph import (
 from carryall.graph.ordering import edge_order
 
 WIDER = 1 + 1e-8  # searches go this much beyond the cutoff, so that one comparison decides what is inside it
+N_NUMBERS = 120  # atomic numbers and more
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -88,15 +90,12 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 
 def type_indices(atomic_numbers: Tensor, type_map: Sequence[str]) -> Tensor:
     """(n,) index into `type_map` of each atomic number; InputError names an element that the potential does not know."""
-    table = torch.full((120,), -1, dtype=torch.int64)
-    for index, symbol in enumerate(type_map):
-        number = atomic_number(symbol)
-        table[number] = index
     numbers = atomic_numbers.detach().cpu().to(torch.int64)
-    outside = (numbers < 0) | (numbers >= 120)
-    types = table[numbers.clamp(0, 119)]
-    bad = ((types < 0) | outside).nonzero()
-    if len(bad):
+    # numbers beyond the table are taken for 0, which is no element
+    inside = torch.where((numbers >= 0) & (numbers < N_NUMBERS), numbers, 0)
+    types = _type_table(tuple(type_map))[inside]
+    if len(types) and int(types.min()) < 0:
+        bad = (types < 0).nonzero()
         from carryall.data.elements import symbol_of
 
         number = int(numbers[int(bad[0])])
@@ -106,6 +105,15 @@ def type_indices(atomic_numbers: Tensor, type_map: Sequence[str]) -> Tensor:
             + nearest(name, type_map)
         )
     return types.to(atomic_numbers.device)
+
+
+@lru_cache(maxsize=64)
+def _type_table(type_map: tuple[str, ...]) -> Tensor:
+    """(N_NUMBERS,) index of each atomic number, -1 where it is not in the map."""
+    table = torch.full((N_NUMBERS,), -1, dtype=torch.int64)
+    for index, symbol in enumerate(type_map):
+        table[atomic_number(symbol)] = index
+    return table
 
 
 def build_graph(

@@ -72,12 +72,11 @@ class TorchLists:
     def edges(self, call: Systems) -> tuple[Edges, dict[int, str]]:
         """All edges within the cutoff, and for each system without a list the reason, by its index in the call."""
         joined, reasons = self._joined, {}
-        known = None
-        if joined is None or not joined.is_for(call):
-            keys = keys_of(call)
-            joined, known = self._references(call, keys)
-        valid = still_valid(joined, call, self.cutoff, self.skin)
-        valid = valid if known is None else valid & known
+        if joined is not None and joined.is_for(call):
+            valid = still_valid(joined, call, self.cutoff, self.skin)
+        else:
+            joined, known = self._references(call, keys_of(call))
+            valid = known & still_valid(joined, call, self.cutoff, self.skin)
         if joined.edges is None or not bool(valid.all()):
             keys = keys_of(call)
             reasons = self._search(call, keys, (~valid).nonzero().squeeze(1).tolist())
@@ -96,7 +95,8 @@ class TorchLists:
         found = [self._kept.get(key) for key in keys]
         parts = [one if one is not None and fits(one, call, n) else None for one, n in zip(found, counts, strict=True)]
         known = torch.tensor([one is not None for one in parts], dtype=torch.bool, device=call.ptr.device)
-        positions, cell, pbc = (value.detach().clone() for value in (call.positions, call.cell, call.pbc))
+        positions, cell = (value.detach().to(torch.float64, copy=True) for value in (call.positions, call.cell))
+        pbc = call.pbc.clone()
         for index, (part, start) in enumerate(zip(parts, call.ptr.tolist(), strict=False)):
             if part is not None:
                 positions[start : start + len(part.positions)] = part.positions
@@ -113,8 +113,9 @@ class TorchLists:
                 reasons[index] = str(found)
                 continue
             atoms = slice(ptr[index], ptr[index + 1])
-            positions, cell, pbc = (one.detach().clone() for one in (call.positions[atoms], call.cell[index], call.pbc[index]))
-            self._kept[keys[index]] = Kept(positions, cell, pbc, *found)
+            geometry = (call.positions[atoms], call.cell[index])
+            positions, cell = (one.detach().to(torch.float64, copy=True) for one in geometry)
+            self._kept[keys[index]] = Kept(positions, cell, call.pbc[index].clone(), *found)
         return reasons
 
     def _join(self, call: Systems, keys: list[Key], without: dict[int, str]) -> Joined:
@@ -127,8 +128,8 @@ class TorchLists:
         edges = Edges(center, neighbor, shift, pointer(center, len(call.positions)))
         if without:
             return Joined(None, call.ptr, call.positions, call.cell, call.pbc, edges)
-        positions = torch.cat([call.positions[:0].detach(), *(part.positions for part, _ in parts)])
-        cell = torch.stack([part.cell for part, _ in parts]) if parts else call.cell.clone()
+        positions = torch.cat([call.positions[:0].detach().double(), *(part.positions for part, _ in parts)])
+        cell = torch.stack([part.cell for part, _ in parts]) if parts else call.cell.double()
         pbc = torch.stack([part.pbc for part, _ in parts]) if parts else call.pbc.clone()
         return Joined(clone(call.ids), call.ptr.clone(), positions, cell, pbc, edges)
 
@@ -167,8 +168,8 @@ def still_valid(joined: Joined, call: Systems, cutoff: float, skin: float) -> Te
 
     An edge vector changes by its ends' displacement plus its length times the strain of the cell (rows: h' = h (1 + e)).
     """
-    old, new = joined.cell.double(), call.cell.detach().double()
-    before, now = joined.positions.double(), call.positions.detach().double()
+    old, new = joined.cell, call.cell.detach().double()
+    before, now = joined.positions, call.positions.detach().double()
     identity = torch.eye(3, dtype=old.dtype, device=old.device)
     same_cell = (old == new).flatten(1).all(1)
     complete = (old != 0).any(2).all(1)
@@ -188,7 +189,7 @@ def still_valid(joined: Joined, call: Systems, cutoff: float, skin: float) -> Te
 
 
 def search(call: Systems, indices: list[int], cutoff: float) -> list[tuple[Tensor, Tensor, Tensor] | InputError]:
-    """(center, neighbor, shift) of each of these systems, its atoms counted from 0, or why it has none."""
+    """(center, neighbor, shift) of each of these systems (ascending), its atoms counted from 0, or why it has none."""
     if not indices:
         return []
     if call.positions.device.type == "cuda" and nvalchemi.is_installed():

@@ -16,29 +16,39 @@ from carryall.data.batch import Batch
 from carryall.data.fields import LEVELS
 from carryall.data.levels import Columns
 from carryall.dynamics.hooks.base import HookStageEnum
-from carryall.dynamics.hooks.measures import Schedule
+from carryall.dynamics.hooks.measures import Interval
 from carryall.errors import InputError
 
 if TYPE_CHECKING:
-    from carryall.dynamics.base import BaseDynamics
+    from carryall.dynamics.engine import Engine
 
 FORMAT, VERSION = "carryall-dynamics-checkpoint", 1
 
 
 class Checkpoint:
-    """Saves the state every `interval` steps; register it last, so that it sees what the other hooks did to the step."""
+    """Saves the state every `interval` steps; register it last, so that it sees what the other hooks did to the step.
+
+    Stages in a row are saved as a whole: register it with the fused stage. In flight the file holds the systems that are on
+    their way; those that are done are in the sinks.
+    """
 
     stage = HookStageEnum.AFTER_STEP
     frequency = 1
 
     def __init__(self, path: str | Path, interval: int = 1000, extra: Mapping[str, Any] | None = None) -> None:
         self.path, self.extra = Path(path), dict(extra or {})
-        self._schedule = Schedule(interval, "Checkpoint")
+        self._interval = Interval(interval, "Checkpoint")
 
-    def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
+    def __call__(self, batch: Batch, dynamics: Engine) -> None:
         """Save when it is due."""
-        if self._schedule.due(dynamics):
-            save_checkpoint(self.path, batch, dynamics, self.extra)
+        if not self._interval.due(dynamics):
+            return
+        if dynamics.host is not dynamics:
+            raise InputError(
+                f"{self.path}: {type(dynamics).__name__} is a stage of a {type(dynamics.host).__name__}, whose state is saved "
+                "as a whole: register the Checkpoint there, by register_fused_hook"
+            )
+        save_checkpoint(self.path, batch, dynamics, self.extra)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +64,14 @@ class SavedState:
     extra: dict[str, Any]
 
 
-def save_checkpoint(path: str | Path, batch: Batch, dynamics: BaseDynamics, extra: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(path: str | Path, batch: Batch, dynamics: Engine, extra: Mapping[str, Any] | None = None) -> None:
     """Write the batch with all its keys, and the dynamics' settings and step; the file appears only when complete."""
     path = Path(path)
     content = {
         "format": FORMAT,
         "version": VERSION,
         "dynamics": type(dynamics).__name__,
-        "settings": plain(dynamics.describe()),
+        "settings": _settings(dynamics),
         "step_count": dynamics.completed_steps,
         "forces_current": dynamics.forces_are_current(batch),
         "values": {level: {key: batch.get(key) for key in batch.keys(level)} for level in LEVELS},
@@ -95,7 +105,7 @@ def read_checkpoint(path: str | Path) -> SavedState:
     return SavedState(batch, **{name: content[name] for name in names})
 
 
-def load_checkpoint(path: str | Path, dynamics: BaseDynamics) -> Batch:
+def load_checkpoint(path: str | Path, dynamics: Engine) -> Batch:
     """The batch of a checkpoint, with `dynamics` brought to its step: `dynamics.run(batch, n)` goes on from there.
 
     InputError when the dynamics is of another kind or has other settings than the one that was saved.
@@ -103,7 +113,7 @@ def load_checkpoint(path: str | Path, dynamics: BaseDynamics) -> Batch:
     saved = read_checkpoint(path)
     if saved.dynamics != type(dynamics).__name__:
         raise InputError(f"{path} was saved by {saved.dynamics}, not by {type(dynamics).__name__}")
-    settings = plain(dynamics.describe())
+    settings = _settings(dynamics)
     for name in sorted(settings.keys() | saved.settings.keys()):
         if settings.get(name) != saved.settings.get(name):
             raise InputError(
@@ -112,6 +122,12 @@ def load_checkpoint(path: str | Path, dynamics: BaseDynamics) -> Batch:
             )
     dynamics.restore(saved.batch, saved.step_count, saved.forces_current)
     return saved.batch
+
+
+def _settings(dynamics: Engine) -> dict[str, Any]:
+    """What has to be the same when a run goes on."""
+    held = [[type(one).__name__ for one in part.constraints] for part in dynamics.parts]
+    return plain(dynamics.describe()) | ({"constraints": held} if any(held) else {})
 
 
 def plain(value: Any) -> Any:

@@ -11,18 +11,27 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from carryall.data.batch import Batch
-from carryall.dynamics.hooks.measures import COLUMNS, REPORT_STAGES, Schedule, measured, reported_systems
+from carryall.dynamics.hooks.measures import (
+    COLUMNS,
+    REPORT_STAGES,
+    WHOLE_NUMBERS,
+    Interval,
+    continues,
+    measured,
+    reported_systems,
+)
 from carryall.errors import InputError
 
 if TYPE_CHECKING:
-    from carryall.dynamics.base import BaseDynamics
+    from carryall.dynamics.engine import Engine
 
 
 class CSVLog:
-    """One row for each running system every `interval` steps: step, system, time, temperature, energies, pressure.
+    """One row for each running system every `interval` steps of the run: energies, temperature, pressure and more (`COLUMNS`).
 
-    The first row names the columns, the second their units. A dynamics that starts anew writes the file anew; one that was
-    restored from a checkpoint keeps the rows up to its step and goes on.
+    The first row names the columns, the second their units. The file is begun anew by a dynamics that starts anew, unless this
+    very hook has begun it (a second run with it adds rows); a dynamics that was restored from a checkpoint keeps the rows up to
+    its step and goes on.
     """
 
     stages = REPORT_STAGES
@@ -30,19 +39,22 @@ class CSVLog:
 
     def __init__(self, path: str | Path, interval: int = 10) -> None:
         self.path = Path(path)
-        self._schedule = Schedule(interval, "CSVLog")
+        self._interval = Interval(interval, "CSVLog")
         self._file: IO[str] | None = None
+        self._began = False
 
-    def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
+    def __call__(self, batch: Batch, dynamics: Engine) -> None:
         """Write rows when they are due."""
         if self._file is None:
             self._file = self._opened(dynamics)
-        if not self._schedule.due(dynamics):
+        if not self._interval.due(dynamics):
+            return
+        systems = reported_systems(batch, dynamics)
+        if not systems:
             return
         values = measured(batch, dynamics)
-        writer = csv.writer(self._file, lineterminator="\n")
-        for index in reported_systems(batch, dynamics):
-            writer.writerow([_text(values[name][index]) for name in COLUMNS])
+        columns = [[_text(value) for value in values[name][systems].tolist()] for name in COLUMNS]
+        csv.writer(self._file, lineterminator="\n").writerows(zip(*columns, strict=True))
         self._file.flush()
 
     def close(self) -> None:
@@ -51,29 +63,32 @@ class CSVLog:
             self._file.close()
             self._file = None
 
-    def _opened(self, dynamics: BaseDynamics) -> IO[str]:
-        if dynamics.step_count and self.path.exists():
-            last = _trim(self.path, dynamics.step_count)
-            if last is not None:
-                self._schedule.seen(dynamics, last)
-            return self.path.open("a", newline="")
-        file = self.path.open("w", newline="")
-        file.write(",".join(COLUMNS) + "\n" + ",".join(COLUMNS.values()) + "\n")
+    def _opened(self, dynamics: Engine) -> IO[str]:
+        if continues(self.path, dynamics, self._began):
+            if not self._began:
+                last = _trim(self.path, dynamics.step_count)
+                if last is not None:
+                    self._interval.seen(dynamics, last)
+            file = self.path.open("a", newline="")
+        else:
+            file = self.path.open("w", newline="")
+            file.write(",".join(COLUMNS) + "\n" + ",".join(COLUMNS.values()) + "\n")
+        self._began = True
         return file
 
 
 def read_csv_log(path: str | Path) -> Mapping[str, np.ndarray]:
-    """Columns of a CSV log by name, (n_rows,) each."""
+    """Columns of a CSV log by name, (n_rows,) each; a log of an older version has fewer."""
     with Path(path).open(newline="") as file:
         rows = list(csv.reader(file))
-    if len(rows) < 2 or rows[0] != list(COLUMNS):
+    if len(rows) < 2 or rows[0][:2] != ["step", "system_id"] or not set(rows[0]) <= set(COLUMNS):
         raise InputError(f"{path} is not a log of carryall: its first row should be {','.join(COLUMNS)}")
-    table = np.array(rows[2:], dtype=np.float64).reshape(-1, len(COLUMNS))
-    return {name: table[:, i].astype(np.int64) if i < 2 else table[:, i] for i, name in enumerate(COLUMNS)}
+    table = np.array(rows[2:], dtype=np.float64).reshape(-1, len(rows[0]))
+    return {name: table[:, i].astype(np.int64) if name in WHOLE_NUMBERS else table[:, i] for i, name in enumerate(rows[0])}
 
 
-def _text(value: np.generic) -> str:
-    return str(int(value)) if isinstance(value, np.integer) else f"{float(value):.12g}"
+def _text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.12g}"
 
 
 def _trim(path: Path, step: int) -> int | None:
@@ -81,6 +96,8 @@ def _trim(path: Path, step: int) -> int | None:
     kept, last = [], None
     with path.open() as file:
         for number, line in enumerate(file):
+            if number == 0 and line.rstrip("\n").split(",") != list(COLUMNS):
+                raise InputError(f"{path} has other columns than a log has now, or is no log: give the log another name")
             if number >= 2:
                 cells = line.rstrip("\n").split(",")
                 if len(cells) != len(COLUMNS) or not line.endswith("\n") or int(cells[0]) > step:

@@ -1,4 +1,4 @@
-"""Systems that must not go on, atoms that left the cell, and energy that should not have changed."""
+"""Systems that must not go on: forces that are too large, energy that should not have changed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from torch import Tensor
 
 from carryall.data.batch import Batch
 from carryall.dynamics.hooks.base import HookStageEnum
-from carryall.dynamics.hooks.measures import REPORT_STAGES, Schedule
-from carryall.dynamics.status import atom_rows, keep_frozen
-from carryall.dynamics.thermo import kinetic_energy, max_force
+from carryall.dynamics.hooks.measures import REPORT_STAGES, Interval
+from carryall.dynamics.status import keep_frozen
+from carryall.dynamics.thermo import max_force
 from carryall.errors import InputError
 
 if TYPE_CHECKING:
     from carryall.dynamics.base import BaseDynamics
-
-REFERENCE_ENERGY = "reference_energy"
-"""(n_systems,) eV: total energy that drift is counted from."""
+    from carryall.dynamics.engine import Engine
 
 
 class ForceGuard:
@@ -34,45 +32,23 @@ class ForceGuard:
             raise InputError(f"max_force must be positive, got {max_force}")
         self.max_force, self.frequency = max_force, frequency
 
-    def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
+    def __call__(self, batch: Batch, dynamics: Engine) -> None:
         """Look at the forces of running systems."""
         largest = max_force(batch)
-        mask = dynamics.running(batch)
-        bad = largest > self.max_force if mask is None else (largest > self.max_force) & mask
+        bad = _within(largest > self.max_force, dynamics.running(batch))
         for index in bad.nonzero().squeeze(1).tolist():
             dynamics.set_aside(
                 batch, index, f"largest force {float(largest[index]):.3g} eV/Å exceeds the limit of {self.max_force:g} eV/Å"
             )
 
 
-class WrapPositions:
-    """Brings atoms back into the cell along periodic axes; energies and forces stay as they are."""
-
-    stage = HookStageEnum.AFTER_STEP
-
-    def __init__(self, frequency: int = 1) -> None:
-        self.frequency = frequency
-
-    def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
-        """Wrap the running systems."""
-        current, mask = dynamics.forces_are_current(batch), dynamics.running(batch)
-        wrapped = wrapped_positions(batch)
-        batch.positions = keep_frozen(None if mask is None else atom_rows(mask, batch), wrapped, batch.positions)
-        if current:
-            dynamics.mark_forces_current(batch)
-
-
-def wrapped_positions(batch: Batch) -> Tensor:
-    """(n_atoms, 3) positions with fractional coordinates in [0, 1) along periodic axes."""
-    # The pseudo-inverse gives the coordinates along the vectors that there are, when some are zero.
-    inverse = torch.linalg.pinv(batch.cell)
-    fractional = torch.einsum("ni,nij->nj", batch.positions, atom_rows(inverse, batch))
-    whole = torch.where(atom_rows(batch.pbc, batch), torch.floor(fractional), 0.0)
-    return batch.positions - torch.einsum("ni,nij->nj", whole, atom_rows(batch.cell, batch))
-
-
 class EnergyDriftMonitor:
-    """Total energy against its value when first seen, eV per atom; a system that drifts more than `max_drift` is set aside."""
+    """What a dynamics should conserve, against its value when a system began, in eV per atom.
+
+    That is the total energy in NVE, and what `conserved_energy` says elsewhere. A system that drifts by more than `max_drift`
+    is set aside. The numbers are keys of the batch that go with a system to wherever it goes, `drift` and `largest_drift` after
+    the prefix of the dynamics (`nve_drift`); a system that enters a stage anew begins anew.
+    """
 
     stages = REPORT_STAGES
     frequency = 1
@@ -80,28 +56,48 @@ class EnergyDriftMonitor:
     def __init__(self, interval: int = 10, max_drift: float | None = None) -> None:
         if max_drift is not None and not max_drift > 0:
             raise InputError(f"max_drift must be positive, got {max_drift}")
-        self._schedule = Schedule(interval, "EnergyDriftMonitor")
+        self._interval = Interval(interval, "EnergyDriftMonitor")
         self.max_drift = max_drift
         self.drift: Tensor | None = None
-        """(n_systems,) eV per atom, signed, as last seen."""
+        """(n_systems,) eV per atom, signed, of the batch as last seen; NaN for systems that were never seen."""
         self.largest: Tensor | None = None
         """(n_systems,) eV per atom, largest size seen."""
 
-    def __call__(self, batch: Batch, dynamics: BaseDynamics) -> None:
+    def __call__(self, batch: Batch, dynamics: Engine) -> None:
         """Measure the drift when it is due."""
-        if not self._schedule.due(dynamics):
+        if not self._interval.due(dynamics):
             return
-        total = batch.energy + kinetic_energy(batch) if "velocities" in batch else batch.energy
-        if REFERENCE_ENERGY not in batch:
-            batch.set(REFERENCE_ENERGY, total.clone(), level="system")
+        for part in dynamics.parts:
+            self._measure(batch, part, dynamics)
+
+    def _measure(self, batch: Batch, part: BaseDynamics, dynamics: Engine) -> None:
+        reference, seen, drift, largest = (
+            part.key(name) for name in ("reference_energy", "reference_step", "drift", "largest_drift")
+        )
+        for key in (reference, seen, drift, largest):
+            if key not in batch:
+                batch.set(
+                    key, torch.full((batch.n_systems,), torch.nan, dtype=torch.float64, device=batch.device), level="system"
+                )
+        mask = part.running(batch)
+        energy, steps = part.conserved_energy(batch).double(), part.steps(batch).double()
+        # fewer steps than when last seen: the system has begun again
+        begins = batch.get(reference).isnan() | ~(steps >= batch.get(seen))
+        batch.set(reference, keep_frozen(mask, torch.where(begins, energy, batch.get(reference)), batch.get(reference)))
+        batch.set(seen, keep_frozen(mask, steps, batch.get(seen)))
         atoms = (batch.ptr[1:] - batch.ptr[:-1]).clamp(min=1)
-        self.drift = (total - batch.get(REFERENCE_ENERGY)) / atoms
-        size = self.drift.abs()
-        self.largest = size if self.largest is None or len(self.largest) != len(size) else torch.maximum(size, self.largest)
+        away = (energy - batch.get(reference)) / atoms
+        worst = torch.where(begins, away.abs(), torch.maximum(away.abs(), batch.get(largest)))
+        batch.set(drift, keep_frozen(mask, away, batch.get(drift)))
+        batch.set(largest, keep_frozen(mask, worst, batch.get(largest)))
+        self.drift, self.largest = batch.get(drift), batch.get(largest)
         if self.max_drift is None:
             return
-        mask = dynamics.running(batch)
-        bad = size > self.max_drift if mask is None else (size > self.max_drift) & mask
+        bad = _within(self.drift.abs() > self.max_drift, mask)
         for index in bad.nonzero().squeeze(1).tolist():
-            drift = float(self.drift[index])
-            dynamics.set_aside(batch, index, f"total energy drifted by {drift:.3g} eV/atom, limit {self.max_drift:g} eV/atom")
+            size = float(self.drift[index])
+            dynamics.set_aside(batch, index, f"total energy drifted by {size:.3g} eV/atom, limit {self.max_drift:g} eV/atom")
+
+
+def _within(found: Tensor, mask: Tensor | None) -> Tensor:
+    return found if mask is None else found & mask

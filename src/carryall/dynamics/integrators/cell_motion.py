@@ -26,9 +26,9 @@ Array = NDArray[np.float64]
 CELL_DEGREES = {"isotropic": 1, "anisotropic": 3, "triclinic": 6}
 """Numbers of a strain that vary by themselves, by mode."""
 EYE = np.eye(3)
-LARGEST_STRAIN = 0.15
+LARGEST_STRAIN = 0.25
 """Of one step, root of the sum of squares: a barostat that strains more does not follow its equations any longer."""
-ORDER = 9
+ORDER = 11
 """Of the series in `flow`: the first term left out is below 2e-16 at the largest strain."""
 FLAT = 1e-8
 """Volume over the product of the lengths, below which a cell has none; and relative size of what counts as a zero."""

@@ -83,7 +83,7 @@ class NPTStochasticCellRescaling(BaseDynamics):
     that its centre of mass, which should rest, keeps resting; 0 in an external field.
 
     Systems at rest, without a volume, not periodic along all axes or with fixed atoms are set aside, as are those whose cell
-    would change by more than 15 % in a step.
+    would be strained by more than 0.25 in a step.
 
     `conserved_energy` is the papers' effective energy: K + U + P V less what the noise has brought (state `heat`), such that
     its change over a step is -k_B T times the logarithm of the ratio of the probabilities of the step backwards and forwards.

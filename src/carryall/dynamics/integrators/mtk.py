@@ -86,7 +86,7 @@ class NPH(BaseDynamics):
     centre of mass, which should rest, keeps resting; 0 in an external field.
 
     Systems without a volume, not periodic along all axes or with fixed atoms are set aside, as are those whose cell would
-    change by more than 15 % in a step.
+    be strained by more than 0.25 in a step.
 
     `conserved_energy` is K + U + P V + W tr(g²) / 2; what a changing pressure adds to it is kept in the state `shift`.
     """

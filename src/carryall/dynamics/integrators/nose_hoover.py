@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch import Tensor
 from carryall.data.batch import Batch
 from carryall.data.units import fs, kB
 from carryall.dynamics.base import BaseDynamics, DynamicsOptions
+from carryall.dynamics.integrators import chains
 from carryall.dynamics.integrators.nve import at_rest, ensure_velocities, half_kick, kick_and_drift
 from carryall.dynamics.integrators.velocity_rescaling import AT_REST, check_removed_degrees
 from carryall.dynamics.parameters import Parameter, PerSystem, Setting
@@ -20,114 +19,6 @@ from carryall.dynamics.status import atom_rows, keep_frozen
 from carryall.dynamics.thermo import kinetic_energy
 from carryall.errors import InputError
 from carryall.graph.potential import Potential
-
-THREE = 1.0 / (2.0 - 2.0 ** (1.0 / 3.0))
-FIVE = 1.0 / (4.0 - 4.0 ** (1.0 / 3.0))
-WEIGHTS = {
-    1: (1.0,),
-    3: (THREE, 1.0 - 2.0 * THREE, THREE),
-    5: (FIVE, FIVE, 1.0 - 4.0 * FIVE, FIVE, FIVE),
-}
-"""Parts of the time that an update of the chain is split into (Suzuki 1990, Yoshida 1990), by their number."""
-
-FEW = 8
-"""Up to so many systems plain numbers are cheaper than arrays."""
-
-Array = Any
-"""A number, a numpy array (n,) or a tensor (n,), of float64: the arithmetic below is the same for all."""
-
-
-def chain_masses(kT: Array, degrees: Array, tau: Array, length: int) -> list[Array]:
-    """Q_1 = N_f k_B T tau² and Q_j = k_B T tau², by links."""
-    one = kT * (tau * tau)
-    return [degrees * one, *([one] * (length - 1))]
-
-
-def chain_energy(eta: Array, speed: Array, kT: Array, degrees: Array, masses: Sequence[Array]) -> Array:
-    """(n,) energy of chains: N_f k_B T eta_1 + k_B T sum of the other eta + sum of Q speed² / 2; eta and speed (n, length)."""
-    total = degrees * kT * eta[:, 0]
-    for j, mass in enumerate(masses):
-        total = total + 0.5 * mass * speed[:, j] * speed[:, j]
-        total = total + kT * eta[:, j] if j else total
-    return total
-
-
-def chain_step(
-    twice_kinetic: Array,
-    eta: Sequence[Array],
-    speed: Sequence[Array],
-    kT: Array,
-    degrees: Array,
-    masses: Sequence[Array],
-    time: Array,
-    weights: Sequence[float] = WEIGHTS[3],
-) -> tuple[Array, list[Array], list[Array]]:
-    """Move chains, and what they hold, for `time`: the factor of the held velocities, and new eta and speed, by links.
-
-    twice_kinetic: sum of m v² of what is held; speed is the rate of eta. Martyna, Tuckerman, Tobias and Klein, Mol. Phys. 87,
-    1117 (1996), eq. 29; in the order of operations of Tuckerman, Statistical Mechanics (2010), sec. 4.11.
-    """
-    x, v = list(eta), list(speed)
-    factor: Array = 1.0
-    for weight in weights:
-        part = weight * time
-        for j in reversed(range(len(v))):
-            v[j] = _kicked_link(j, v, twice_kinetic, kT, degrees, masses, part)
-        scale = _exp(-part * v[0])
-        factor, twice_kinetic = factor * scale, twice_kinetic * (scale * scale)
-        x = [place + part * rate for place, rate in zip(x, v, strict=True)]
-        for j in range(len(v)):
-            v[j] = _kicked_link(j, v, twice_kinetic, kT, degrees, masses, part)
-    return factor, x, v
-
-
-def moved_chain(
-    twice_kinetic: Tensor,
-    eta: Tensor,
-    speed: Tensor,
-    kT: Tensor,
-    degrees: Tensor,
-    masses: Sequence[Tensor],
-    time: Tensor,
-    weights: Sequence[float] = WEIGHTS[3],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`chain_step` of tensors: eta and speed (n, length), all else (n,).
-
-    On the CPU in numpy, or in plain numbers for a few systems: the same operations, correctly rounded alike, in cheaper calls.
-    """
-    n, length = eta.shape
-    if kT.device.type != "cpu":
-        factor, x, v = chain_step(twice_kinetic, eta.unbind(1), speed.unbind(1), kT, degrees, masses, time, weights)
-        return factor, torch.stack(x, 1), torch.stack(v, 1)
-    table = np.stack([one.numpy() for one in (twice_kinetic, kT, degrees, time, *eta.unbind(1), *speed.unbind(1), *masses)])
-    in_numbers = 0 < n <= FEW
-    moved = []
-    with np.errstate(all="ignore"):  # a system that explodes is set aside once its forces are not finite
-        for kinetic, energy, count, span, *links in table.T.tolist() if in_numbers else [table]:
-            eta_links, speed_links, mass_links = (links[k * length : (k + 1) * length] for k in range(3))
-            factor, x, v = chain_step(kinetic, eta_links, speed_links, energy, count, mass_links, span, weights)
-            moved.append([factor, *x, *v])
-    rows = torch.from_numpy(np.array(moved).T if in_numbers else np.stack(moved[0]))
-    return rows[0], rows[1 : 1 + length].T.contiguous(), rows[1 + length :].T.contiguous()
-
-
-def _kicked_link(
-    j: int, v: list[Array], twice_kinetic: Array, kT: Array, degrees: Array, masses: Sequence[Array], part: Array
-) -> Array:
-    """Rate of link j after half of `part`, dragged by the next link."""
-    pull = masses[j - 1] * v[j - 1] * v[j - 1] - kT if j else twice_kinetic - degrees * kT
-    kick = 0.5 * part * pull / masses[j]
-    if j + 1 == len(v):
-        return v[j] + kick
-    drag = _exp(-0.25 * part * v[j + 1])
-    return (v[j] * drag + kick) * drag
-
-
-def _exp(x: Array) -> Array:
-    """Python's on the CPU: a vectorised one may differ in the last bit with the place in the array."""
-    if isinstance(x, Tensor):
-        return torch.exp(x)
-    return np.array([_exp(one) for one in x.tolist()]) if isinstance(x, np.ndarray) else math.exp(min(x, 700.0))
 
 
 class NVTNoseHoover(BaseDynamics):
@@ -179,7 +70,7 @@ class NVTNoseHoover(BaseDynamics):
         self._tau = Parameter.of("tau", tau, fs, positive=True)
         if isinstance(chain_length, bool) or not isinstance(chain_length, int) or chain_length < 1:
             raise InputError(f"chain_length must be a whole number of at least 1, got {chain_length!r}")
-        if suzuki_yoshida not in WEIGHTS:
+        if suzuki_yoshida not in chains.WEIGHTS:
             raise InputError(f"suzuki_yoshida must be 1, 3 or 5, got {suzuki_yoshida!r}")
         self.chain_length, self.suzuki_yoshida = chain_length, suzuki_yoshida
         self.removed_degrees = check_removed_degrees(removed_degrees)
@@ -223,13 +114,13 @@ class NVTNoseHoover(BaseDynamics):
         return {**shown, **whole}
 
     def _move_chain(self, batch: Batch, mask: Tensor | None) -> None:
-        eta, speed, kT, tau, dt = (batch.get(self.key(name)) for name in ("eta", "eta_velocity", "kT", "tau", "dt"))
-        degrees = self.degrees_of_freedom(batch)
-        masses = chain_masses(kT, degrees, tau, self.chain_length)
-        rows = (2.0 * kinetic_energy(batch), eta, speed, kT, degrees, masses, 0.5 * dt)
-        factor, new_eta, new_speed = moved_chain(*rows, WEIGHTS[self.suzuki_yoshida])
-        batch.set(self.key("eta"), keep_frozen(mask, new_eta, eta))
-        batch.set(self.key("eta_velocity"), keep_frozen(mask, new_speed, speed))
+        half = 0.5 * batch.get(self.key("dt"))
+        weights = chains.WEIGHTS[self.suzuki_yoshida]
+        links, settings = self._chain(batch)
+        moved = chains.propagate(*links, _host(2.0 * kinetic_energy(batch)), *settings, _host(half), weights)
+        eta, rate, factor = (torch.from_numpy(np.ascontiguousarray(one.T)).to(batch.device) for one in moved)
+        for name, new in (("eta", eta), ("eta_velocity", rate)):
+            batch.set(self.key(name), keep_frozen(mask, new, batch.get(self.key(name))))
         scaled = batch.velocities * atom_rows(factor, batch)[:, None]
         batch.velocities = keep_frozen(None if mask is None else atom_rows(mask, batch), scaled, batch.velocities)
 
@@ -240,6 +131,15 @@ class NVTNoseHoover(BaseDynamics):
         batch.set(self.key("shift"), keep_frozen(mask, shift + (before - self._chain_energy(batch)), shift))
 
     def _chain_energy(self, batch: Batch) -> Tensor:
-        eta, speed, kT, tau = (batch.get(self.key(name)) for name in ("eta", "eta_velocity", "kT", "tau"))
-        degrees = self.degrees_of_freedom(batch)
-        return chain_energy(eta, speed, kT, degrees, chain_masses(kT, degrees, tau, self.chain_length))
+        links, settings = self._chain(batch)
+        return torch.from_numpy(chains.energy(*links, *settings)).to(batch.device)
+
+    def _chain(self, batch: Batch) -> tuple[tuple[chains.Array, chains.Array], tuple[chains.Array, chains.Array, chains.Array]]:
+        """eta and its rate (chain_length, n_systems); degrees of freedom, kT and tau (n_systems,)."""
+        eta, rate = (_host(batch.get(self.key(name))).T for name in ("eta", "eta_velocity"))
+        kT, tau = (_host(batch.get(self.key(name))) for name in ("kT", "tau"))
+        return (eta, rate), (_host(self.degrees_of_freedom(batch)), kT, tau)
+
+
+def _host(values: Tensor) -> chains.Array:
+    return values.cpu().numpy()

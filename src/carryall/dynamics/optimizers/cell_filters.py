@@ -8,8 +8,7 @@ z and log F, the cell's coordinates times `cell_factor`, with forces that are th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +17,9 @@ from carryall.data.batch import Batch
 from carryall.dynamics.forces import Snapshot
 from carryall.dynamics.optimizers import matrices
 from carryall.dynamics.optimizers.cell_settings import CellSettings
-from carryall.dynamics.optimizers.rows import Rows, Segments, longest
+from carryall.dynamics.optimizers.rows import Rows, Segments, longest, transformed
 from carryall.dynamics.status import keep_frozen
 from carryall.dynamics.thermo import MOVE_MASK, mobile
-from carryall.graph.neighbor_graph import rows_times
 
 FMAX = "fmax"
 """(n_systems,) float64, the longest row of the generalised forces: what criteria on `fmax` look at when a batch has it."""
@@ -32,8 +30,7 @@ NO_VOLUME = "the system has no cell with volume, which a cell filter needs: give
 Key = Callable[[str], str]
 
 
-@dataclass(frozen=True, eq=False)
-class Strain:
+class Strain(NamedTuple):
     """Where the cells of a batch are."""
 
     mapping: Tensor
@@ -46,8 +43,7 @@ class Strain:
     """(n_systems,) what coordinates and forces of the cell are scaled by."""
 
 
-@dataclass(frozen=True, eq=False)
-class Point:
+class Point(NamedTuple):
     """Generalised forces of a batch, and where its cells are; no strain at fixed cell."""
 
     forces: Rows
@@ -60,8 +56,7 @@ class Point:
         return None if self.strain is None else self.strain.coordinates * self.strain.factor[:, None, None]
 
 
-@dataclass(frozen=True, eq=False)
-class Moved:
+class Moved(NamedTuple):
     """What a step leads to."""
 
     positions: Tensor
@@ -72,9 +67,9 @@ class Moved:
     """(n_atoms, 3) what the rows of atoms moved by: the step asked for, less what is held."""
 
 
-def strain_of(cell: Tensor, reference: Tensor, factor: Tensor, kind: str) -> Strain:
-    """Coordinates of cells (n_systems, 3, 3) that began as `reference`."""
-    mapping = matrices.product(matrices.inverse(reference), cell)
+def strain_of(cell: Tensor, inverse_reference: Tensor, factor: Tensor, kind: str) -> Strain:
+    """Coordinates of cells (n_systems, 3, 3), given the inverse of what they began as."""
+    mapping = matrices.product(inverse_reference, cell)
     coordinates = mapping if kind == "unit_cell" else matrices.logarithm(mapping)
     return Strain(mapping, matrices.inverse(mapping), coordinates.transpose(1, 2), factor)
 
@@ -156,6 +151,7 @@ class CellFilter:
         self.settings = settings
         # the same generalised forces serve the convergence check and the step
         self._known: tuple[Snapshot, Point] | None = None
+        self._inverse: tuple[Snapshot, Tensor] | None = None
 
     def start(self, batch: Batch) -> dict[str, Tensor]:
         """reference_cell (n_systems, 3, 3) Å, the cell now; pressure (n_systems,) eV/Å³."""
@@ -195,9 +191,11 @@ class CellFilter:
         cell, virial = batch.cell, batch.virial.double()
         work = (pressure * matrices.determinant(cell).abs())[:, None, None] * matrices.identity(cell)
         virial = 0.5 * (virial + virial.transpose(1, 2)) - work
-        strain = strain_of(cell, reference, self._factor(batch), self.settings.kind)
+        if self._inverse is None or not self._inverse[0].holds(reference):
+            self._inverse = (Snapshot.of(reference), matrices.inverse(reference))
+        strain = strain_of(cell, self._inverse[1], self._factor(batch), self.settings.kind)
         forces = cell_forces(virial, strain, self.settings) / strain.factor[:, None, None]
-        atoms = rows_times(batch.forces.double(), strain.mapping.transpose(1, 2), batch.system)
+        atoms = transformed(batch.forces.double(), strain.mapping.transpose(1, 2), Segments.of(batch))
         return Point(Rows(atoms, forces), strain)
 
     def _factor(self, batch: Batch) -> Tensor:
@@ -209,17 +207,17 @@ class CellFilter:
         strain = point.strain
         assert strain is not None
         assert step.cell is not None
-        system = batch.system
+        of = Segments.of(batch)
         mapping = mapping_at(strain.coordinates + step.cell / strain.factor[:, None, None], self.settings)
         cell = matrices.product(batch.get(key(REFERENCE)), mapping)
-        before = rows_times(batch.positions, strain.inverse, system)
-        positions = rows_times(before + step.atoms, mapping, system)
+        before = transformed(batch.positions, strain.inverse, of)
+        positions = transformed(before + step.atoms, mapping, of)
         if MOVE_MASK not in batch:
             return Moved(positions, cell, step.atoms)
         free = mobile(batch)
         assert free is not None
-        positions = torch.where(free, positions, rows_times(before, mapping, system))
-        return Moved(positions, cell, rows_times(positions, matrices.inverse(mapping), system) - before)
+        positions = torch.where(free, positions, transformed(before, mapping, of))
+        return Moved(positions, cell, transformed(positions, matrices.inverse(mapping), of) - before)
 
     def write_fmax(self, batch: Batch, mask: Tensor | None, key: Key) -> None:
         """The largest generalised force, for criteria on `fmax`."""

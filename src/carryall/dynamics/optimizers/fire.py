@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -39,8 +39,7 @@ class FireSettings:
                 raise InputError(f"{name} of FIRE must be positive, got {getattr(self, name)!r}")
 
 
-@dataclass(frozen=True, eq=False)
-class FireState:
+class FireState(NamedTuple):
     """What FIRE remembers of each system."""
 
     velocities: Rows
@@ -127,9 +126,13 @@ class FIRE(BaseDynamics):
         velocities = Rows(batch.get(self.key("velocities")), cell_velocities)
         old = FireState(velocities, *(batch.get(self.key(name)) for name in ("dt", "alpha", "n_positive")))
         new, step = fire_step(old, point.forces, Segments.of(batch), self.settings)
-        state = {"velocities": new.velocities.atoms, "dt": new.dt, "alpha": new.alpha, "n_positive": new.n_positive}
-        if new.velocities.cell is not None:
-            state["cell_velocities"] = new.velocities.cell
+        state = {
+            "velocities": new.velocities.atoms,
+            "cell_velocities": new.velocities.cell,
+            "dt": new.dt,
+            "alpha": new.alpha,
+            "n_positive": new.n_positive,
+        }
         write_step(self, batch, mask, self.cell.moved(batch, point, step, self.key), state)
 
     def after_forces(self, batch: Batch, mask: Tensor | None) -> None:

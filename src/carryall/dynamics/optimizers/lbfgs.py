@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from carryall.dynamics.base import BaseDynamics
 from carryall.dynamics.optimizers.cell_filters import Point
 from carryall.dynamics.optimizers.cell_settings import OptimizerOptions
 from carryall.dynamics.optimizers.rows import Rows, Segments, added, dot, longest, scaled, subtracted
-from carryall.dynamics.optimizers.stepping import split_options, write_step
+from carryall.dynamics.optimizers.stepping import split_options, write_state, write_step
+from carryall.dynamics.status import atom_rows
 from carryall.errors import InputError
 from carryall.graph.potential import Potential
 
@@ -40,23 +41,29 @@ class LBFGSSettings:
             raise InputError(f"memory of LBFGS must be a positive integer, got {self.memory!r}")
 
 
-@dataclass(frozen=True, eq=False)
-class History:
+class History(NamedTuple):
     """Pairs of each system, the newest first; zeros where a system has had fewer."""
 
     displacements: Rows
-    """(n_atoms, memory, 3) and (n_systems, memory, 3, 3): displacements s."""
+    """s: (n_atoms, memory, 3) and, for the cell, (n_systems, memory, 3, 3)."""
     changes: Rows
-    """The same shapes: changes y of the gradient."""
+    """y, changes of the gradient: the same shapes."""
     inverse_curvature: Tensor
     """(n_systems, memory): 1 / (y · s)."""
 
-    def pair(self, age: int) -> tuple[Rows, Rows, Tensor]:
-        """s, y and 1 / (y · s) of one age."""
-        return _at(self.displacements, age), _at(self.changes, age), self.inverse_curvature[:, age]
+
+class Who(NamedTuple):
+    """The systems that get a pair, and how many pairs there are at most."""
+
+    systems: Tensor | None
+    """(n_systems,) bool; None for all."""
+    atoms: Tensor | None
+    """(n_atoms,) bool; None for all."""
+    depth: int
+    """No system has more pairs than this, the new one counted."""
 
 
-def pushed(history: History, step: Rows, change: Rows, of: Segments) -> History:
+def pushed(history: History, step: Rows, change: Rows, who: Who, of: Segments) -> History:
     """The history with one pair more; the oldest of a full one goes.
 
     As in ASE a pair counts whatever the sign of its curvature y · s. One without curvature, where ASE divides by zero, has no
@@ -65,9 +72,9 @@ def pushed(history: History, step: Rows, change: Rows, of: Segments) -> History:
     curvature = dot(change, step, of)
     inverse = torch.where(curvature == 0, 0.0, 1.0 / curvature)
     return History(
-        _with_newest(history.displacements, step),
-        _with_newest(history.changes, change),
-        torch.cat([inverse[:, None], history.inverse_curvature[:, :-1]], 1),
+        _with_newest(history.displacements, step, who),
+        _with_newest(history.changes, change, who),
+        _shifted(history.inverse_curvature, inverse, who.systems, who.depth),
     )
 
 
@@ -76,17 +83,15 @@ def quasi_newton_direction(history: History, forces: Rows, depth: int, alpha: fl
 
     depth: pairs of the system that has most; those that a system lacks are zero and change nothing.
     """
+    steps, changes = _by_age(history.displacements, depth), _by_age(history.changes, depth)
+    inverses = history.inverse_curvature[:, :depth].unbind(1)
     direction, weights = forces, []
-    for age in range(depth):
-        step, change, inverse = history.pair(age)
-        weight = inverse * dot(step, direction, of)
-        direction = subtracted(direction, scaled(change, weight, of))
-        weights.append(weight)
+    for step, change, inverse in zip(steps, changes, inverses, strict=True):
+        weights.append(inverse * dot(step, direction, of))
+        direction = subtracted(direction, scaled(change, weights[-1], of))
     direction = Rows(direction.atoms / alpha, None if direction.cell is None else direction.cell / alpha)
-    for age in reversed(range(depth)):
-        step, change, inverse = history.pair(age)
-        weight = weights[age] - inverse * dot(change, direction, of)
-        direction = added(direction, scaled(step, weight, of))
+    for step, change, inverse, weight in zip(steps[::-1], changes[::-1], inverses[::-1], weights[::-1], strict=True):
+        direction = added(direction, scaled(step, weight - inverse * dot(change, direction, of), of))
     return direction
 
 
@@ -149,29 +154,36 @@ class LBFGS(BaseDynamics):
         """The whole step."""
         of, n_made = Segments.of(batch), self._read(batch, "n_made")
         point = self.cell.point(batch, self.key)
-        history = self._pushed(batch, point, n_made, of)
-        counted = n_made if mask is None else n_made * mask
-        depth = min(int(counted.max()), self.settings.memory)
-        direction = quasi_newton_direction(history, point.forces, depth, self.settings.alpha, of)
+        moving = n_made if mask is None else n_made * mask
+        most, made = torch.stack((n_made.max(), moving.max())).tolist()
+        memory = self.settings.memory
+        who = Who(mask, None if mask is None else atom_rows(mask, batch), min(most + 1, memory))
+        history = self._pushed(batch, point, n_made, who, of)
+        direction = quasi_newton_direction(history, point.forces, min(made, memory), self.settings.alpha, of)
         moved = self.cell.moved(batch, point, bounded_step(direction, self.settings, of), self.key)
         state = {
-            "displacements": history.displacements.atoms,
-            "changes": history.changes.atoms,
             "last_step": moved.atom_steps,
             "last_forces": point.forces.atoms,
-            "inverse_curvature": history.inverse_curvature,
-            "n_made": n_made + 1,
-        }
-        cells = {
-            "cell_displacements": history.displacements.cell,
-            "cell_changes": history.changes.cell,
             "last_cell": point.cell_coordinates,
             "last_cell_forces": point.forces.cell,
+            "n_made": n_made + 1,
         }
-        state |= {name: value for name, value in cells.items() if value is not None}
         write_step(self, batch, mask, moved, state)
+        # what does not move was kept already
+        write_state(
+            self,
+            batch,
+            None,
+            {
+                "displacements": history.displacements.atoms,
+                "changes": history.changes.atoms,
+                "inverse_curvature": history.inverse_curvature,
+                "cell_displacements": history.displacements.cell,
+                "cell_changes": history.changes.cell,
+            },
+        )
 
-    def _pushed(self, batch: Batch, point: Point, n_made: Tensor, of: Segments) -> History:
+    def _pushed(self, batch: Batch, point: Point, n_made: Tensor, who: Who, of: Segments) -> History:
         """The history with the pair of the last step; a system that has made none gets one without curvature."""
         coordinates = point.cell_coordinates
         if coordinates is None:
@@ -186,7 +198,7 @@ class LBFGS(BaseDynamics):
         )
         history = History(displacements, changes, self._read(batch, "inverse_curvature"))
         # the gradient is minus the force
-        return pushed(history, Rows(self._read(batch, "last_step"), cell_step), subtracted(forces, point.forces), of)
+        return pushed(history, Rows(self._read(batch, "last_step"), cell_step), subtracted(forces, point.forces), who, of)
 
     def _read(self, batch: Batch, name: str) -> Tensor:
         return batch.get(self.key(name))
@@ -201,12 +213,27 @@ class LBFGS(BaseDynamics):
         return {name: value for name, value in values.items() if value != defaults[name]} | self.cell.describe()
 
 
-def _at(rows: Rows, age: int) -> Rows:
-    return Rows(rows.atoms[:, age], None if rows.cell is None else rows.cell[:, age])
+def _by_age(rows: Rows, depth: int) -> list[Rows]:
+    atoms = rows.atoms[:, :depth].unbind(1)
+    cells = (None,) * depth if rows.cell is None else rows.cell[:, :depth].unbind(1)
+    return [Rows(*one) for one in zip(atoms, cells, strict=True)]
 
 
-def _with_newest(rows: Rows, newest: Rows) -> Rows:
-    atoms = torch.cat([newest.atoms[:, None], rows.atoms[:, :-1]], 1)
+def _with_newest(rows: Rows, newest: Rows, who: Who) -> Rows:
+    atoms = _shifted(rows.atoms, newest.atoms, who.atoms, who.depth)
     if rows.cell is None or newest.cell is None:
         return Rows(atoms)
-    return Rows(atoms, torch.cat([newest.cell[:, None], rows.cell[:, :-1]], 1))
+    return Rows(atoms, _shifted(rows.cell, newest.cell, who.systems, who.depth))
+
+
+def _shifted(old: Tensor, newest: Tensor, mask: Tensor | None, depth: int) -> Tensor:
+    """`old` (rows, memory, ...) one place on, with `newest` (rows, ...) in front, where `mask` (rows,) is true; else `old`.
+
+    In memory one age comes after the other, whole: what no system has reached yet is not touched, and an age is read in a row.
+    """
+    pages = old.transpose(0, 1)
+    new = torch.zeros_like(pages, memory_format=torch.contiguous_format)
+    new[0], new[1:depth] = newest, pages[: depth - 1]
+    if mask is not None:
+        new[:depth] = torch.where(mask.reshape(1, -1, *[1] * (newest.dim() - 1)), new[:depth], pages[:depth])
+    return new.transpose(0, 1)

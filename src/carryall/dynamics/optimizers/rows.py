@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +10,7 @@ from torch import Tensor
 from carryall.data.batch import Batch
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
+class Rows(NamedTuple):
     """Displacements, generalised forces or velocities of all systems; the two parts are kept apart, without padding."""
 
     atoms: Tensor
@@ -20,12 +19,11 @@ class Rows:
     """(n_systems, 3, 3); None where the cell is fixed."""
 
 
-@dataclass(frozen=True, eq=False)
-class Segments:
+class Segments(NamedTuple):
     """Where the systems are in the rows of atoms."""
 
-    system: Tensor
-    """(n_atoms,) int64."""
+    system: Tensor | None
+    """(n_atoms,) int64; None where there is one system, and everything broadcasts."""
     ptr: Tensor
     """(n_systems + 1,) int64."""
     components: Tensor
@@ -34,18 +32,16 @@ class Segments:
     @classmethod
     def of(cls, batch: Batch) -> Segments:
         """Those of a batch."""
-        return cls(batch.system, batch.ptr, batch.ptr * 3)
+        return cls(None if batch.n_systems == 1 else batch.system, batch.ptr, batch.ptr * 3)
 
 
 def dot(a: Rows, b: Rows, of: Segments) -> Tensor:
     """(n_systems,) scalar products; each adds up in the order of its atoms, whatever else is in the batch."""
-    line = (a.atoms * b.atoms).reshape(-1)
-    total = torch.segment_reduce(line, "sum", offsets=of.components, initial=0.0, unsafe=True)
+    total = _totals((a.atoms * b.atoms).reshape(-1), of.components)
     if a.cell is None or b.cell is None:
         return total
-    x, y, z = (a.cell * b.cell).unbind(2)
-    x, y, z = ((x + y) + z).unbind(1)
-    return total + ((x + y) + z)
+    line = (a.cell * b.cell).reshape(-1)
+    return total.add_(_totals(line, torch.arange(0, len(line) + 1, 9, device=line.device)))
 
 
 def longest(a: Rows, of: Segments) -> Tensor:
@@ -60,7 +56,7 @@ def longest(a: Rows, of: Segments) -> Tensor:
 
 def scaled(a: Rows, factor: Tensor, of: Segments) -> Rows:
     """Every system's rows times its `factor` (n_systems,)."""
-    atoms = a.atoms * factor.index_select(0, of.system)[:, None]
+    atoms = a.atoms * (factor if of.system is None else factor.index_select(0, of.system)[:, None])
     return Rows(atoms, None if a.cell is None else a.cell * factor[:, None, None])
 
 
@@ -72,3 +68,15 @@ def added(a: Rows, b: Rows) -> Rows:
 def subtracted(a: Rows, b: Rows) -> Rows:
     """a - b."""
     return Rows(a.atoms - b.atoms, None if a.cell is None or b.cell is None else a.cell - b.cell)
+
+
+def transformed(atoms: Tensor, matrices: Tensor, of: Segments) -> Tensor:
+    """(n_atoms, 3) rows times the matrices (n_systems, 3, 3) of their systems, term by term."""
+    # gathered as flat rows: rows of a transposed tensor are gathered fifteen times more slowly
+    own = matrices if of.system is None else matrices.reshape(-1, 9).index_select(0, of.system).view(-1, 3, 3)
+    x, y, z = (atoms[:, :, None] * own).unbind(1)
+    return (x + y) + z
+
+
+def _totals(line: Tensor, offsets: Tensor) -> Tensor:
+    return torch.segment_reduce(line, "sum", offsets=offsets, initial=0.0, unsafe=True)

@@ -54,7 +54,7 @@ def frame_text(data: AtomicData, keys: Keys) -> str:
     # As in format_frame: labels give way to facts of the same names.
     prefix = "REF_" if {"energy", "stress"} & data.info.keys() else ""
     extras = {
-        level: {key: value for key, value in table.items() if prod(value.shape[1:] if level == "atom" else value.shape)}
+        level: {key: _known(value) for key, value in table.items() if prod(value.shape[1:] if level == "atom" else value.shape)}
         for level, table in {"atom": data.atom_extras, "system": data.system_extras}.items()
     }
     info = {**data.info, BATCH_KEYS: " ".join([prefix or NO_PREFIX, *map(_key_text, keys)])}
@@ -119,7 +119,12 @@ def _structure(keys: Keys, prefix: str, info: dict[str, Any], columns: dict[str,
 
 
 def _fields(data: AtomicData) -> dict[str, Tensor]:
-    return {name: value for name in FIELDS if name != "edge_index" and (value := getattr(data, name)) is not None}
+    return {name: _known(value) for name in FIELDS if name != "edge_index" and (value := getattr(data, name)) is not None}
+
+
+def _known(value: Tensor) -> Tensor:
+    """In a dtype that numpy knows too; float64 holds all smaller ones."""
+    return value.double() if value.is_floating_point() else value
 
 
 def _key_text(key: Key) -> str:
