@@ -58,8 +58,8 @@ in a half list, are read in {read:.2g} ms at that rate.
 """
 AGREEMENT = """## Same physics
 
-Largest difference of a system's energy to carryall's, eV, over all cases. The units of time of nvalchemi and LAMMPS differ from
-ASE's by parts in 10⁹ and 10⁷, and their trajectories drift from the others' accordingly.
+Largest difference of a system's energy to carryall's, eV, over the cases of up to 128 boxes. The units of time of nvalchemi and
+LAMMPS differ from ASE's by parts in 10⁹ and 10⁷, and their trajectories drift from the others' accordingly.
 """
 SMALL = """## One box of 32 atoms, NVE, ms a step
 

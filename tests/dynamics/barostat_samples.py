@@ -4,8 +4,10 @@ import numpy as np
 import torch
 
 from carryall.data import AtomicData, Batch
-from carryall.data.units import kB
+from carryall.data.units import GPa, kB
 from carryall.graph import PotentialSpec
+
+MASS = 39.948
 
 
 class ScaledSprings:
@@ -81,12 +83,40 @@ def gas(n_atoms=16, volume=400.0, kelvin=300.0, seed=0, spread=0.03, shape=None)
     rng = np.random.default_rng(seed)
     cell = np.eye(3) if shape is None else np.asarray(shape, dtype=float)
     cell = cell * (volume / abs(np.linalg.det(cell))) ** (1 / 3)
-    velocities = rng.normal(size=(n_atoms, 3)) * np.sqrt(kB * kelvin / 39.948)
+    velocities = rng.normal(size=(n_atoms, 3)) * np.sqrt(kB * kelvin / MASS)
     velocities -= velocities.mean(0)
     positions = (0.5 + spread * rng.normal(size=(n_atoms, 3))) @ cell
-    return AtomicData(positions, [18] * n_atoms, cell=cell, pbc=[True] * 3, velocities=velocities)
+    fixed = {"masses": np.full(n_atoms, MASS), "pbc": [True] * 3, "velocities": velocities}
+    return AtomicData(positions, [18] * n_atoms, cell=cell, **fixed)
 
 
-def many_gases(count, **settings):
-    """A batch of systems that differ in the seed."""
-    return Batch.from_data_list([gas(seed=seed, **settings) for seed in range(count)])
+def canonical_gases(potential, mode, pressures, n_atoms, kelvin):
+    """A batch with one system for each pressure (GPa), drawn from its constant-pressure ensemble."""
+    kT, systems = kB * kelvin, []
+    for seed, pressure in enumerate(pressures):
+        rng = np.random.default_rng(1000 + seed)
+        volume = rng.gamma(potential.volume_shape(n_atoms)) * kT / (pressure * GPa)
+        shape = np.eye(3)
+        if mode != "isotropic" and potential.k:
+            logs, u = rng.normal(size=(2, 3)) * np.sqrt(kT / potential.k)
+            shape = np.diag(np.exp(logs - logs.mean()))
+            if mode == "triclinic":
+                for (i, j), value in zip(((1, 0), (2, 0), (2, 1)), u, strict=True):
+                    shape[i, j] = value * shape[i, i]
+        stiffness = potential.c * (volume / potential.v0) ** potential.gamma * potential.v0 ** (2 / 3)
+        spread = np.sqrt(kT / stiffness) if stiffness else 0.3
+        systems.append(gas(n_atoms, volume, kelvin, seed, spread, shape))
+    return Batch.from_data_list(systems)
+
+
+def triclinic_gas(seed=0, **settings):
+    """A gas in a skewed cell."""
+    return gas(seed=seed, shape=[[1.0, 0.0, 0.0], [0.3, 1.1, 0.0], [-0.2, 0.1, 0.9]], **settings)
+
+
+def equal_state(one, other):
+    """Whether two batches hold the same keys with the same bits."""
+    assert sorted(one.keys()) == sorted(other.keys())
+    different = [key for key in sorted(one.keys()) if not torch.equal(one.get(key), other.get(key))]
+    assert not different, f"differ: {different}"
+    return True

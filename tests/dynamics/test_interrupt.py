@@ -6,9 +6,11 @@ import signal
 import numpy as np
 import pytest
 import torch
+from screening_samples import argon_structures, ledger_rows
 
 import carryall
-from carryall.data import AtomicData
+from carryall.cli.main import main
+from carryall.data import AtomicData, write_structures
 from carryall.dynamics import HookStageEnum
 
 
@@ -43,3 +45,47 @@ def test_signal_ends_between_steps_and_resumes_bit_for_bit(tmp_path, number):
     resumed = carryall.md([argon()], potential, checkpoint=file, resume=True, **settings)
     assert np.array_equal(resumed.structures[0].positions, whole.structures[0].positions)
     assert np.array_equal(resumed.structures[0].velocities, whole.structures[0].velocities)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_relaxation_that_is_asked_to_stop_saves_every_step(tmp_path, number):
+    structures, potential = argon_structures(12), carryall.load("lj-argon")
+    settings = {"fmax": 0.002, "max_atoms_per_batch": 150, "progress": False}
+    steps = []
+    whole = carryall.relax(structures, potential, out=tmp_path / "whole", hooks=[count_steps(steps)], **settings)
+    first, second = [], []
+    hooks = [SignalAt(number, 40), count_steps(first)]
+    with pytest.raises(KeyboardInterrupt):
+        carryall.relax(structures, potential, out=tmp_path / "parts", hooks=hooks, **settings)
+    assert len(first) == 41  # the step under way is finished
+    parts = carryall.relax(structures, potential, out=tmp_path / "parts", resume=True, hooks=[count_steps(second)], **settings)
+    assert len(parts) == len(whole) == 12
+    assert ledger_rows(tmp_path / "parts") == ledger_rows(tmp_path / "whole")
+    assert len(first) + len(second) <= len(steps) + 10  # nothing of the work is lost; refills may fall differently
+
+
+def count_steps(steps):
+    def hook(batch, dynamics):
+        steps.append(batch.n_systems)
+
+    hook.stage, hook.frequency = HookStageEnum.AFTER_STEP, 1
+    return hook
+
+
+def test_the_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    source, out = tmp_path / "in.extxyz", tmp_path / "out"
+    write_structures(source, argon_structures(6))
+    flags = ["relax", str(source), "--model", "lj-argon", "-o", str(out), "--fmax", "0.002", "--max-atoms-per-batch", "60"]
+    monkeypatch.setattr("carryall.dynamics.screening.StateSaver.__call__", stop_at_once)
+    assert main(flags) == 130
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(flags) == 2
+    assert "holds a run already: go on with --resume" in capsys.readouterr().err
+    assert main([*flags, "--resume"]) == 0
+    assert len(ledger_rows(out)) == 6
+
+
+def stop_at_once(saver, batch, dynamics):
+    saver.save(batch, dynamics)
+    raise KeyboardInterrupt

@@ -2,16 +2,22 @@
 
 import dataclasses
 
+import ase.units
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.calculators.lj import LennardJones as AseLennardJones
+from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE as AseFIRE
+from ase.optimize import LBFGS as AseLBFGS
+from ase.stress import voigt_6_to_full_3x3_stress
 from dynamics_samples import LennardJones, argon, batch_of, cluster
 
 from carryall.data import AtomicData, read_structures
-from carryall.dynamics import md, read_csv_log, read_trajectory, relax
+from carryall.dynamics import FixAtoms, HookStageEnum, Ramp, md, read_csv_log, read_trajectory, relax
+from carryall.dynamics.samplers import Unreadable
+from carryall.dynamics.structures import Sourced
 from carryall.errors import InputError
 
 BAD = {
@@ -27,11 +33,10 @@ BAD = {
 def test_results_come_in_input_order_and_equal_ase():
     structures = [argon(1, rattle=0.2), cluster(7, 2), cluster(3, 1).to_ase(), cluster(5, 4)]
     seen = []
-    results = relax(
-        structures, LennardJones(), fmax=0.002, max_atoms_per_batch=10, on_batch=lambda part: seen.append(len(part))
-    )
+    results = relax(structures, LennardJones(), fmax=0.002, max_atoms_per_batch=10, on_result=seen.append)
     assert [one.index for one in results] == [0, 1, 2, 3]
-    assert seen == [1, 2, 1]
+    assert sorted(one.index for one in seen) == [0, 1, 2, 3]
+    assert all(one is results[one.index] for one in seen)
     for result, given in zip(results, structures, strict=True):
         atoms = given.copy() if isinstance(given, Atoms) else given.to_ase()
         atoms.calc = AseLennardJones(sigma=3.4, epsilon=0.0104, rc=8.5)
@@ -48,13 +53,112 @@ def test_results_come_in_input_order_and_equal_ase():
         results[0].energy = 0.0
 
 
-def test_steps_and_results_do_not_depend_on_the_batch():
-    structures = [cluster(n, n) for n in (3, 5, 7, 4, 6)]
-    together = relax(structures, LennardJones(), fmax=0.001)
-    alone = [relax(one, LennardJones(), fmax=0.001)[0] for one in structures]
-    assert [one.steps for one in together] == [one.steps for one in alone]
-    for a, b in zip(together, alone, strict=True):
-        torch.testing.assert_close(a.structure.positions, b.structure.positions, atol=1e-10, rtol=0)
+@pytest.mark.parametrize("cell_filter", [None, "frechet"])
+@pytest.mark.parametrize("optimizer", ["fire", "lbfgs"])
+def test_steps_and_results_do_not_depend_on_the_batch(optimizer, cell_filter):
+    sizes = (3, 7, 4, 6)
+    structures = [cluster(n, n) if cell_filter is None else argon(1, rattle=0.05 * n, seed=n) for n in sizes]
+    settings = {"fmax": 0.001, "max_steps": 12, "optimizer": optimizer, "cell_filter": cell_filter}
+    alone = [relax(one, LennardJones(), **settings)[0] for one in structures]
+    for most, refill in ((500, 5), (12, 1)):
+        together = relax(structures, LennardJones(), max_atoms_per_batch=most, refill_frequency=refill, **settings)
+        assert [(one.steps, one.energy, one.fmax) for one in together] == [(one.steps, one.energy, one.fmax) for one in alone]
+        for a, b in zip(together, alone, strict=True):
+            assert torch.equal(a.structure.positions, b.structure.positions)
+            assert torch.equal(a.structure.forces, b.structure.forces)
+    assert {one.outcome for one in alone} <= {"converged", "step_budget"}
+
+
+def test_a_generator_is_read_only_as_far_as_it_is_needed():
+    given = []
+
+    def endless():
+        while True:
+            given.append(len(given))
+            yield cluster(3, seed=len(given))
+
+    def stop(result):
+        if result.index >= 30:
+            raise StopIteration(result.index)
+
+    with pytest.raises(StopIteration):
+        relax(endless(), LennardJones(), fmax=0.05, max_atoms_per_batch=30, on_result=stop)
+    # what is looked at first, what the sampler looks ahead, and the batch
+    assert len(given) <= 64 + 256 + 60
+
+
+def test_a_bad_structure_of_a_generator_is_an_error_when_it_comes():
+    seen = []
+    with pytest.raises(InputError, match="structure 2: the structure has no atoms"):
+        relax(iter([cluster(3), cluster(2), Atoms()]), LennardJones(), max_atoms_per_batch=3, on_result=seen.append)
+    items = [
+        cluster(3),
+        Unreadable("the disk is gone"),
+        Sourced(None, "a.cif", 4, "no such file"),
+        Sourced(cluster(2), "b.cif", 1),
+    ]
+    found = relax(iter(items), LennardJones(), errors="set_aside")
+    assert [one.outcome for one in found] == ["converged", "failed", "failed", "converged"]
+    assert [(one.source, one.frame, one.reason) for one in found[1:]] == [
+        (None, None, "the disk is gone"),
+        ("a.cif", 4, "no such file"),
+        ("b.cif", 1, None),
+    ]
+
+
+def test_data_sets_with_an_index_are_taken():
+    class Folder:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            if index == 1:
+                raise OSError("unreadable sector")
+            return cluster(3 + index)
+
+    found = relax(Folder(), LennardJones(), errors="set_aside")
+    assert [one.outcome for one in found] == ["converged", "failed", "converged"]
+    assert found[1].reason == "OSError: unreadable sector"
+    with pytest.raises(InputError, match="structure 1: OSError: unreadable sector"):
+        relax(Folder(), LennardJones())
+
+
+def test_the_cell_relaxes_as_in_ase():
+    crystals = [argon(1, rattle=0.05, seed=1, a=5.1), argon(1, rattle=0.05, seed=2, a=5.5)]
+    pressures = [0.0, 0.3]
+    results = relax(crystals, LennardJones(), 1e-3, 300, optimizer="lbfgs", cell_filter="frechet", pressure=pressures)
+    for result, atoms, pressure in zip(results, crystals, pressures, strict=True):
+        atoms.calc = AseLennardJones(sigma=3.4, epsilon=0.0104, rc=8.5)
+        reference = AseLBFGS(FrechetCellFilter(atoms, scalar_pressure=pressure * ase.units.GPa), logfile=None)
+        reference.run(fmax=1e-3, steps=300)
+        assert (result.outcome, result.steps) == ("converged", reference.nsteps)
+        np.testing.assert_allclose(result.structure.cell, atoms.cell.array, atol=1e-6)
+        np.testing.assert_allclose(result.structure.stress, voigt_6_to_full_3x3_stress(atoms.get_stress()), atol=1e-7)
+        assert result.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
+    assert results[1].structure.volume < results[0].structure.volume
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"optimizer": "fires"},
+            "optimizer must be one of fire, lbfgs, gradient_descent, got 'fires', perhaps you meant 'fire'",
+        ),
+        ({"cell_filter": "unitcell"}, "perhaps you meant 'unit_cell'"),
+        ({"pressure": 1.0}, "pressure has no effect at fixed cell"),
+        ({"max_edges_per_batch": 0}, "max_edges_per_batch must be a positive integer"),
+        ({"checkpoint_seconds": -1}, "checkpoint_seconds must be 0 or more"),
+        ({"max_steps": -1}, "n_steps must be a non-negative integer"),
+        ({"refill_frequency": 0}, "refill_frequency"),
+        ({"constraints": [FixAtoms(indices=[7])]}, "structure 0: "),
+    ],
+)
+def test_relax_refuses_what_makes_no_sense(change, message):
+    potential = LennardJones()
+    with pytest.raises(InputError, match=message):
+        relax(cluster(3), potential, **change)
+    assert potential.n_calls == 0
 
 
 def test_the_step_budget_is_told_from_convergence():
@@ -184,11 +288,97 @@ def test_md_sets_aside_what_it_cannot_run(tmp_path):
         ({"resume": True}, "resume=True needs checkpoint="),
         ({"temperature": [1.0, 2.0]}, "temperature has 2 values for 1 structures"),
         ({"timestep": 0.0}, "timestep must be positive"),
-        ({"trajectory": "run.traj"}, "a trajectory is written as one of"),
+        ({"trajectory": "run.dcd"}, "a trajectory is written as one of"),
         ({"structures": []}, "no structures"),
+        ({"thermostat": "langevine"}, "perhaps you meant 'langevin'"),
+        ({"thermostat": "langevin", "ensemble": "nve"}, 'ensemble "nve" has no thermostat'),
+        ({"barostat": "mtk"}, 'ensemble "nvt" has no barostat'),
+        ({"ensemble": "nph", "barostat": "stochastic_cell_rescaling"}, 'takes barostat "mtk"'),
+        ({"ensemble": "npt", "thermostat": "langevin"}, 'comes with thermostat "velocity_rescaling"'),
+        ({"cell_mode": "cubic"}, "cell_mode must be one of isotropic, anisotropic, triclinic"),
+        ({"max_atoms_per_batch": 0}, "max_atoms_per_batch must be a positive integer"),
+        ({"ensemble": "npt", "pressure": [1.0, 2.0]}, "pressure has 2 values for 1 structures"),
     ],
 )
 def test_md_refuses_what_makes_no_sense(change, message):
     arguments = {"structures": cluster(3), "potential": LennardJones(), "n_steps": 1, **change}
     with pytest.raises(InputError, match=message):
         md(**arguments)
+
+
+def test_many_structures_run_in_several_batches_and_resume(tmp_path):
+    structures = [cluster(n, n) for n in (5, 3, 7, 4, 8, 2)]
+    settings = {
+        "temperature": [5.0, 10, 15, 20, 25, 30],
+        "timestep": 2.0,
+        "seed": 5,
+        "log_interval": 5,
+        "max_atoms_per_batch": 10,
+    }
+    whole = md(structures, LennardJones(), n_steps=20, **{**settings, "max_atoms_per_batch": None})
+    files = {"log": tmp_path / "a.csv", "trajectory": tmp_path / "a.h5", "checkpoint": tmp_path / "a.ckpt"}
+    stop = StopInBatch(1, 7)
+    with pytest.raises(Stop):
+        md(structures, LennardJones(), n_steps=20, checkpoint_interval=3, hooks=[stop], **files, **settings)
+    parts = md(structures, LennardJones(), n_steps=20, resume=True, **files, **{**settings, "max_atoms_per_batch": None})
+    assert [one.index for one in parts.systems] == list(range(6))
+    for a, b in zip(whole.systems, parts.systems, strict=True):
+        assert (a.steps, a.temperature, a.potential_energy) == (b.steps, b.temperature, b.potential_energy)
+        assert torch.equal(a.structure.velocities, b.structure.velocities)
+    assert [path.name for path in parts.logs] == ["a-0.csv", "a-1.csv", "a-2.csv"]
+    ids = [sorted(set(read_csv_log(path)["system_id"].tolist())) for path in parts.logs]
+    assert sorted(one for group in ids for one in group) == list(range(6))
+    assert all(sum(structures[i].n_atoms for i in group) <= 10 for group in ids if len(group) > 1)
+    assert all(read_csv_log(path)["step"].tolist() == sorted(read_csv_log(path)["step"].tolist()) for path in parts.logs)
+    assert all(read_trajectory(path).step.tolist() == [0, 10, 20] for path in parts.trajectories)
+    with pytest.raises(InputError, match="is of a run with max_atoms_per_batch=10, got 11"):
+        md(structures, LennardJones(), n_steps=20, resume=True, **files, **{**settings, "max_atoms_per_batch": 11})
+
+
+class Stop(Exception):
+    """Stands for the end of the process."""
+
+
+class StopInBatch:
+    """Ends a run in the middle of a step of one of its batches."""
+
+    stage = HookStageEnum.AFTER_COMPUTE
+    frequency = 1
+
+    def __init__(self, batch, step):
+        self.batch, self.step, self.seen = batch, step, []
+
+    def __call__(self, batch, dynamics):
+        if dynamics not in self.seen:
+            self.seen.append(dynamics)
+        if (len(self.seen) - 1, dynamics.step_count) == (self.batch, self.step):
+            raise Stop
+
+
+ENSEMBLES = [
+    {"ensemble": "nve"},
+    {"thermostat": "nose_hoover", "tau": 50.0},
+    {"thermostat": "velocity_rescaling", "tau": 50.0},
+    {"ensemble": "npt", "pressure": [0.0, 0.05, 0.1], "compressibility": 0.3},
+    {"ensemble": "npt", "barostat": "mtk", "cell_mode": "triclinic"},
+    {"ensemble": "nph", "pressure": 0.05, "cell_mode": "anisotropic"},
+    {"ensemble": "npt", "temperature": Ramp((0, 12), (20.0, [40.0, 60.0, 80.0])), "pressure": Ramp((0, 12), (0.0, 0.1))},
+]
+
+
+@pytest.mark.parametrize("conditions", ENSEMBLES, ids=lambda one: "-".join(map(str, one))[:40])
+def test_every_ensemble_runs_and_resumes_bit_for_bit_in_any_batch(conditions, tmp_path):
+    crystals = [argon(1, seed=seed, a=5.3 + 0.1 * seed) for seed in range(3)]
+    settings = {"temperature": 40.0, "timestep": 2.0, "seed": 5, **conditions}
+    whole = md(crystals, LennardJones(), n_steps=12, **settings)
+    file = tmp_path / "a.ckpt"
+    md(crystals, LennardJones(), n_steps=7, checkpoint=file, max_atoms_per_batch=4, **settings)
+    parts = md(crystals, LennardJones(), n_steps=12, checkpoint=file, resume=True, **settings)
+    assert len(parts.checkpoints) == 3
+    for a, b in zip(whole.systems, parts.systems, strict=True):
+        assert (a.outcome, a.reason, a.steps, b.steps) == ("step_budget", None, 12, 12)
+        for name in ("positions", "velocities", "cell", "forces", "stress"):
+            assert torch.equal(getattr(a.structure, name), getattr(b.structure, name)), name
+        assert a.temperature == b.temperature
+    moved = not torch.equal(whole.structures[0].cell, AtomicData.from_ase(crystals[0]).cell)
+    assert moved == (settings.get("ensemble") in ("npt", "nph"))

@@ -21,7 +21,7 @@ class Lattice:
     quadratic parts differ along x, y and z, so that the energy (and, without wells, the momentum) is all that is conserved.
     """
 
-    def __init__(self, size, k=2.0, q=60.0, c=2.0, b=60.0):
+    def __init__(self, size, k=0.5, q=500.0, c=0.5, b=500.0):
         self.spec, self.size, self.q, self.b = PotentialSpec(0.1, ("H", "He", "Li", "Be")), size, q, b
         self.k, self.c = (stiffness * torch.tensor([1.0, 1.7, 2.6], dtype=torch.float64) for stiffness in (k, c))
 
@@ -39,5 +39,10 @@ class Lattice:
 
 def ring(size, seed=0, spread=0.0, numbers=(1, 2, 3, 4)):
     """A ring's atoms, of the elements in turn, off their sites by `spread` Å."""
-    rng = np.random.default_rng(seed)
-    return AtomicData(sites(size) + spread * rng.normal(0, 1, (size, 3)), [numbers[i % len(numbers)] for i in range(size)])
+    noise = torch.from_numpy(np.random.default_rng(seed).normal(0, 1, (size, 3)))
+    return AtomicData(sites(size) + spread * noise, [numbers[i % len(numbers)] for i in range(size)])
+
+
+def displacements(batch, size):
+    """(n_atoms, 3) from the sites."""
+    return (batch.positions.reshape(-1, size, 3) - sites(size)).reshape(-1, 3)

@@ -21,6 +21,7 @@ needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C+
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("CARRYALL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CARRYALL_NATIVE", raising=False)
     return tmp_path / "cache" / "native"
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carryall.data import AtomicData, Batch
-from carryall.graph import NeighborGraph, SkinNeighborList, Systems, graph_from_batch, validate
+from carryall.graph import NeighborGraph, SkinNeighborList, Systems, UnsearchableError, graph_from_batch, validate
 from carryall.native import library
 from carryall.native.lists import Arrays, NativeLists
 from structures import CUTOFF, fcc, geometries
@@ -115,6 +115,14 @@ def test_atoms_that_drifted_apart_by_whole_cells() -> None:
     check([atoms(positions + rng.integers(-1000, 1000, (32, 3)) @ cell, cell)], 5.0, 1.0)
     many, box = fcc((6, 6, 6))
     check([atoms(many + rng.integers(-40, 40, (864, 3)) @ box, box)], 4.0, 0.5)
+
+
+def test_an_atom_that_flew_out_of_reach_of_numbers_is_named() -> None:
+    positions, cell = fcc((2, 1, 1))
+    positions[5, 1] = 1e13
+    batch = Batch.from_data_list([atoms(fcc((2, 1, 1))[0], cell), atoms(positions, cell)])
+    with pytest.raises(UnsearchableError, match="system 1: atom 5 is more than 1e9 cells away"):
+        SkinNeighborList(4.0, TYPES).graph(batch)
 
 
 def test_sizes_at_the_ends() -> None:

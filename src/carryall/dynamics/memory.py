@@ -108,6 +108,8 @@ def measure(make: Callable[[], BaseDynamics], samples: Sequence[AtomicData]) -> 
         total, pairs = sum(atoms[i] for i in index), sum(edges[i] for i in index)
         if probes and total < 1.5 * probes[-1].n_atoms:
             continue
+        if probes and (probes[-1].n_bytes or 0) * total / probes[-1].n_atoms > FRACTION * free_memory(make().model):
+            break
         grown, seconds = _grown(make, [samples[i] for i in index])
         probes.append(Probe(total, pairs, grown, seconds))
         if seconds > PROBE_SECONDS:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from carryall.data.ase import import_ase
 from carryall.data.batch import Batch
-from carryall.dynamics.hooks.measures import REPORT_STAGES, Interval, continues, frames
+from carryall.dynamics.hooks.measures import REPORT_STAGES, SystemInterval, continues, frames
 from carryall.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ PLACE = "{system_id}"
 
 
 class ASETrajectory:
-    """Frames of the running systems every `interval` steps of the run, in a .traj file of its own for each system.
+    """Frames of the running systems, each every `interval` of its steps, in a .traj file of its own for each system.
 
     A name with "{system_id}" in it, such as "md-{system_id}.traj", is one file for each system. A name without is one file for
     one system: that of `system_id`, or the only one that there is. Frames have energy, forces, stress, momenta, and in `info`
@@ -32,15 +32,14 @@ class ASETrajectory:
         self.path, self.system_id = Path(path), system_id
         if system_id is not None and PLACE in self.path.name:
             raise InputError(f"{path} is one file for each system: give no system_id, or a name without {PLACE}")
-        self._interval = Interval(interval, "ASETrajectory")
+        self._interval = SystemInterval(interval, "ASETrajectory")
         self._last: dict[int, int] = {}
         """Step of the last frame in the file of each system."""
 
     def __call__(self, batch: Batch, dynamics: Engine) -> None:
         """Write frames when they are due."""
-        if not self._interval.due(dynamics):
-            return
-        for data in frames(batch, dynamics):
+        systems = self._interval.due(batch, dynamics)
+        for data in frames(batch, dynamics, systems) if systems else ():
             name = int(data.info["system_id"])
             if self.system_id is not None and name != self.system_id:
                 continue

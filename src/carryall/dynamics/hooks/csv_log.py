@@ -15,10 +15,9 @@ from carryall.dynamics.hooks.measures import (
     COLUMNS,
     REPORT_STAGES,
     WHOLE_NUMBERS,
-    Interval,
+    SystemInterval,
     continues,
     measured,
-    reported_systems,
 )
 from carryall.errors import InputError
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class CSVLog:
-    """One row for each running system every `interval` steps of the run: energies, temperature, pressure and more (`COLUMNS`).
+    """One row for each running system every `interval` of its steps: energies, temperature, pressure and more (`COLUMNS`).
 
     The first row names the columns, the second their units. The file is begun anew by a dynamics that starts anew, unless this
     very hook has begun it (a second run with it adds rows); a dynamics that was restored from a checkpoint keeps the rows up to
@@ -39,7 +38,7 @@ class CSVLog:
 
     def __init__(self, path: str | Path, interval: int = 10) -> None:
         self.path = Path(path)
-        self._interval = Interval(interval, "CSVLog")
+        self._interval = SystemInterval(interval, "CSVLog")
         self._file: IO[str] | None = None
         self._began = False
 
@@ -47,9 +46,7 @@ class CSVLog:
         """Write rows when they are due."""
         if self._file is None:
             self._file = self._opened(dynamics)
-        if not self._interval.due(dynamics):
-            return
-        systems = reported_systems(batch, dynamics)
+        systems = self._interval.due(batch, dynamics)
         if not systems:
             return
         values = measured(batch, dynamics)
@@ -66,9 +63,7 @@ class CSVLog:
     def _opened(self, dynamics: Engine) -> IO[str]:
         if continues(self.path, dynamics, self._began):
             if not self._began:
-                last = _trim(self.path, dynamics.step_count)
-                if last is not None:
-                    self._interval.seen(dynamics, last)
+                self._interval.seen(dynamics, _trim(self.path, dynamics.step_count))
             file = self.path.open("a", newline="")
         else:
             file = self.path.open("w", newline="")
@@ -91,9 +86,9 @@ def _text(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.12g}"
 
 
-def _trim(path: Path, step: int) -> int | None:
-    """Drop rows after `step` and a row that was cut off; returns the last step that is left."""
-    kept, last = [], None
+def _trim(path: Path, step: int) -> set[int]:
+    """Drop rows after `step` and a row that was cut off; returns the systems that have a row of `step`."""
+    kept, told = [], set()
     with path.open() as file:
         for number, line in enumerate(file):
             if number == 0 and line.rstrip("\n").split(",") != list(COLUMNS):
@@ -102,9 +97,10 @@ def _trim(path: Path, step: int) -> int | None:
                 cells = line.rstrip("\n").split(",")
                 if len(cells) != len(COLUMNS) or not line.endswith("\n") or int(cells[0]) > step:
                     continue
-                last = int(cells[0])
+                if int(cells[0]) == step:
+                    told.add(int(cells[1]))
             kept.append(line)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     temporary.write_text("".join(kept))
     temporary.replace(path)
-    return last
+    return told

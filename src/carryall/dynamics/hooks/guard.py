@@ -9,7 +9,7 @@ from torch import Tensor
 
 from carryall.data.batch import Batch
 from carryall.dynamics.hooks.base import HookStageEnum
-from carryall.dynamics.hooks.measures import REPORT_STAGES, Interval
+from carryall.dynamics.hooks.measures import REPORT_STAGES, SystemInterval
 from carryall.dynamics.status import keep_frozen
 from carryall.dynamics.thermo import max_force
 from carryall.errors import InputError
@@ -56,7 +56,7 @@ class EnergyDriftMonitor:
     def __init__(self, interval: int = 10, max_drift: float | None = None) -> None:
         if max_drift is not None and not max_drift > 0:
             raise InputError(f"max_drift must be positive, got {max_drift}")
-        self._interval = Interval(interval, "EnergyDriftMonitor")
+        self._interval = SystemInterval(interval, "EnergyDriftMonitor")
         self.max_drift = max_drift
         self.drift: Tensor | None = None
         """(n_systems,) eV per atom, signed, of the batch as last seen; NaN for systems that were never seen."""
@@ -65,12 +65,14 @@ class EnergyDriftMonitor:
 
     def __call__(self, batch: Batch, dynamics: Engine) -> None:
         """Measure the drift when it is due."""
-        if not self._interval.due(dynamics):
-            return
-        for part in dynamics.parts:
-            self._measure(batch, part, dynamics)
+        systems = self._interval.due(batch, dynamics)
+        if systems:
+            chosen = torch.zeros(batch.n_systems, dtype=torch.bool, device=batch.device)
+            chosen[systems] = True
+            for part in dynamics.parts:
+                self._measure(batch, part, dynamics, _within(chosen, part.running(batch)))
 
-    def _measure(self, batch: Batch, part: BaseDynamics, dynamics: Engine) -> None:
+    def _measure(self, batch: Batch, part: BaseDynamics, dynamics: Engine, mask: Tensor) -> None:
         reference, seen, drift, largest = (
             part.key(name) for name in ("reference_energy", "reference_step", "drift", "largest_drift")
         )
@@ -79,7 +81,6 @@ class EnergyDriftMonitor:
                 batch.set(
                     key, torch.full((batch.n_systems,), torch.nan, dtype=torch.float64, device=batch.device), level="system"
                 )
-        mask = part.running(batch)
         energy, steps = part.conserved_energy(batch).double(), part.steps(batch).double()
         # fewer steps than when last seen: the system has begun again
         begins = batch.get(reference).isnan() | ~(steps >= batch.get(seen))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from carryall.data.batch import Batch
-from carryall.dynamics.hooks.measures import REPORT_STAGES, Interval, by_part, continues, own_steps, reported_systems
+from carryall.dynamics.hooks.measures import REPORT_STAGES, SystemInterval, by_part, continues, own_steps
 from carryall.dynamics.hooks.trajectory_file import (
     ATOM_KEYS,
     COMMITTED,
@@ -31,7 +31,7 @@ CHUNK_BYTES = 65536
 
 
 class HDF5Trajectory:
-    """Positions, velocities, cell and energy of the running systems every `interval` steps of the run; see `read_trajectory`.
+    """Positions, velocities, cell and energy of the running systems, each every `interval` of its steps; see `read_trajectory`.
 
     Systems may come and go; what does not change of a system is written once. The writer may be killed at any moment: frames
     that were written can be read, and gone on with. Begun anew or gone on with as `CSVLog` is. dtype: of positions, velocities.
@@ -44,7 +44,7 @@ class HDF5Trajectory:
         if dtype not in ("float32", "float64"):
             raise InputError(f"dtype of a trajectory must be float32 or float64, got {dtype!r}")
         self.path, self.dtype = Path(path), dtype
-        self._interval = Interval(interval, "HDF5Trajectory")
+        self._interval = SystemInterval(interval, "HDF5Trajectory")
         self._writer: _Writer | None = None
         self._began = False
 
@@ -52,9 +52,7 @@ class HDF5Trajectory:
         """Write a frame when it is due."""
         if self._writer is None:
             self._writer = self._opened(batch, dynamics)
-        if not self._interval.due(dynamics):
-            return
-        systems = reported_systems(batch, dynamics)
+        systems = self._interval.due(batch, dynamics)
         if systems:
             self._writer.add(batch, dynamics, systems)
 
@@ -76,8 +74,8 @@ class HDF5Trajectory:
                     f"{self.path} is a trajectory of an older version, which is not gone on with: give another name"
                 )
         writer = _Writer(self.path, None if began else dynamics.step_count)
-        if writer.last_step is not None and not began:
-            self._interval.seen(dynamics, writer.last_step)
+        if not began:
+            self._interval.seen(dynamics, writer.told(dynamics.step_count))
         return writer
 
 
@@ -91,7 +89,7 @@ class _Writer:
         self._known: dict[int, tuple[int, bytes]] = {}
         steps = self._file["step"][: int(self._file[COMMITTED][0])]
         self.n_frames = len(steps) if last is None else int(np.searchsorted(steps, last, side="right"))
-        self.last_step = int(steps[self.n_frames - 1]) if self.n_frames else None
+        self._steps = steps[: self.n_frames]
         self.n_entries = int(self._file["entry_end"][self.n_frames - 1]) if self.n_frames else 0
         self.n_rows = int(self._file["atom_end"][self.n_entries - 1]) if self.n_entries else 0
         self._read_known()
@@ -122,6 +120,13 @@ class _Writer:
         write_rows(self._file["entry_end"], self.n_frames, np.array([self.n_entries]))
         self.n_frames += 1
         self._commit()
+
+    def told(self, step: int) -> list[int]:
+        """Systems that had a frame of a step when the file was opened."""
+        first, last = (int(np.searchsorted(self._steps, step, side)) for side in ("left", "right"))
+        ends = [0, *self._file["entry_end"][: self.n_frames].tolist()]
+        names = {number: name for name, (number, _) in self._known.items()}
+        return [names[number] for number in self._file["system"][ends[first] : ends[last]].tolist()]
 
     def close(self) -> None:
         """Close the file."""

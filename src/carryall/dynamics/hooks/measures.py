@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from carryall.data.atomic_data import AtomicData, unchecked
 from carryall.data.batch import Batch
 from carryall.data.units import GPa, kB
+from carryall.dynamics.forces import Snapshot
 from carryall.dynamics.hooks.base import HookStageEnum
 from carryall.dynamics.status import STATUS, SYSTEM_ID
 from carryall.dynamics.thermo import kinetic_energy
@@ -44,7 +45,7 @@ WHOLE_NUMBERS = ("step", "system_id", "system_step", "stage")
 
 
 class Interval:
-    """Says yes once for each state that is `interval` steps after the last, counted from step 0."""
+    """Says yes once for each state of a run that is `interval` steps after the last, counted from step 0."""
 
     def __init__(self, interval: int, owner: str) -> None:
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
@@ -63,9 +64,49 @@ class Interval:
         self._last = now
         return True
 
-    def seen(self, dynamics: Engine, step: int) -> None:
-        """Take the state after `step` as reported: what a resumed file holds already."""
-        self._last = (dynamics, step)
+
+class SystemInterval:
+    """Says which systems to report: each after 0, `interval`, 2 `interval`, ... steps of its own in its stage, once.
+
+    Steps of a system and of the run go up together, so that systems are looked at only when one of them came, finished or moved
+    on to another stage; in other steps the question costs about a microsecond.
+    """
+
+    def __init__(self, interval: int, owner: str) -> None:
+        self.interval = Interval(interval, owner).interval
+        self._looked: tuple[Engine, Snapshot] | None = None
+        self._phases: frozenset[int] = frozenset()
+        """Steps of the run, modulo the interval, at which some system is due."""
+        self._last: tuple[Engine, int, set[int]] | None = None
+        """Systems that were reported in the state after a step."""
+
+    def due(self, batch: Batch, dynamics: Engine) -> list[int]:
+        """Indices of the systems to report now."""
+        done, status, looked = dynamics.completed_steps, batch.get(STATUS), self._looked
+        if looked is None or looked[0] is not dynamics or not looked[1].holds(status):
+            running = reported_systems(batch, dynamics)
+            steps = own_steps(batch, dynamics).tolist()
+            self._phases = frozenset((done - steps[index]) % self.interval for index in running)
+            # systems that have just entered are not running yet, and do not take part in their first step
+            self._looked = (dynamics, Snapshot.of(status)) if dynamics.host.roster.unprimed is None else None
+        return self._chosen(batch, dynamics, done) if done % self.interval in self._phases else []
+
+    def _chosen(self, batch: Batch, dynamics: Engine, done: int) -> list[int]:
+        steps, names = own_steps(batch, dynamics).tolist(), batch.get(SYSTEM_ID).tolist()
+        told: set[int] = set()
+        if self._last is not None and self._last[0] is dynamics and self._last[1] == done:
+            told = self._last[2]
+        found = [
+            index
+            for index in reported_systems(batch, dynamics)
+            if steps[index] % self.interval == 0 and names[index] not in told
+        ]
+        self._last = (dynamics, done, told | {names[index] for index in found})
+        return found
+
+    def seen(self, dynamics: Engine, names: Iterable[int]) -> None:
+        """Take systems as reported in the state that a run was restored to: what a resumed file holds already."""
+        self._last = (dynamics, dynamics.step_count, set(names))
 
 
 def continues(path: Path, dynamics: Engine, began: bool) -> bool:
@@ -129,8 +170,8 @@ def reported_systems(batch: Batch, dynamics: Engine) -> list[int]:
     return list(range(batch.n_systems)) if mask is None else mask.nonzero().squeeze(1).tolist()
 
 
-def frames(batch: Batch, dynamics: Engine) -> list[AtomicData]:
-    """The running systems as they are now, in the batch's memory; step, system_id, system_step and time (fs) in `info`.
+def frames(batch: Batch, dynamics: Engine, systems: Iterable[int]) -> list[AtomicData]:
+    """Systems as they are now, in the batch's memory; step, system_id, system_step and time (fs) in `info`.
 
     Velocities and time are there where a system moves in time.
     """
@@ -142,7 +183,7 @@ def frames(batch: Batch, dynamics: Engine) -> list[AtomicData]:
     atom |= {"velocities": batch.velocities.detach().cpu()} if moving else {}
     system = {key: batch.get(key).detach().cpu() for key in ("pbc", "energy", "cell", "stress") if key in batch}
     found = []
-    for index in reported_systems(batch, dynamics):
+    for index in systems:
         rows = slice(ptr[index], ptr[index + 1])
         in_time = time[index] == time[index]
         values = {key: value[rows] for key, value in atom.items() if in_time or key != "velocities"}

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 from carryall.data.batch import Batch
 from carryall.data.extxyz import format_frame
 from carryall.dynamics.hooks.hdf5_trajectory import HDF5Trajectory
-from carryall.dynamics.hooks.measures import REPORT_STAGES, Interval, continues, frames
+from carryall.dynamics.hooks.measures import REPORT_STAGES, SystemInterval, continues, frames
 from carryall.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def trajectory_writer(path: str | Path, interval: int = 10) -> ExtXYZTrajectory 
 
 
 class ExtXYZTrajectory:
-    """Frames of the running systems every `interval` steps of the run, one after the other.
+    """Frames of the running systems, each every `interval` of its steps, one after the other.
 
     In the comment: step (of the run), system_id, system_step (of the system, in its stage), time. Systems may come and go.
     Begun anew or gone on with as `CSVLog` is.
@@ -50,7 +50,7 @@ class ExtXYZTrajectory:
 
     def __init__(self, path: str | Path, interval: int = 10) -> None:
         self.path = Path(path)
-        self._interval = Interval(interval, "ExtXYZTrajectory")
+        self._interval = SystemInterval(interval, "ExtXYZTrajectory")
         self._file: IO[str] | None = None
         self._began = False
 
@@ -58,8 +58,9 @@ class ExtXYZTrajectory:
         """Write frames when they are due."""
         if self._file is None:
             self._file = self._opened(dynamics)
-        if self._interval.due(dynamics):
-            self._file.writelines(format_frame(data) for data in frames(batch, dynamics) if data.n_atoms)
+        systems = self._interval.due(batch, dynamics)
+        if systems:
+            self._file.writelines(format_frame(data) for data in frames(batch, dynamics, systems))
             self._file.flush()
 
     def close(self) -> None:
@@ -73,32 +74,31 @@ class ExtXYZTrajectory:
         if not continues(self.path, dynamics, began):
             return self.path.open("w", encoding="utf-8")
         if not began:
-            last = _trim(self.path, dynamics.step_count)
-            if last is not None:
-                self._interval.seen(dynamics, last)
+            self._interval.seen(dynamics, _trim(self.path, dynamics.step_count))
         return self.path.open("a", encoding="utf-8")
 
 
-def _trim(path: Path, step: int) -> int | None:
-    """Drop frames after `step` and one that was cut off; returns the last step that is left."""
-    last = None
+def _trim(path: Path, step: int) -> set[int]:
+    """Drop frames after `step` and one that was cut off; returns the systems that have a frame of `step`."""
+    told = set()
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     with path.open(encoding="utf-8") as source, temporary.open("w", encoding="utf-8") as target:
-        for found, text in _frame_texts(source):
+        for found, name, text in _frame_texts(source):
             if found <= step:
                 target.write(text)
-                last = found
+            if found == step:
+                told.add(name)
     temporary.replace(path)
-    return last
+    return told
 
 
-def _frame_texts(file: IO[str]) -> Iterator[tuple[int, str]]:
-    """Step and text of each whole frame."""
+def _frame_texts(file: IO[str]) -> Iterator[tuple[int, int, str]]:
+    """Step, system_id and text of each whole frame."""
     while count := file.readline():
         if not count.strip().isdigit():
             return
         lines = [count, *(file.readline() for _ in range(int(count) + 1))]
-        found = re.search(r"(?:^|\s)step=(\d+)", lines[1])
-        if found is None or not lines[-1].endswith("\n"):
+        step, name = (re.search(rf"(?:^|\s){key}=(\d+)", lines[1]) for key in ("step", "system_id"))
+        if step is None or name is None or not lines[-1].endswith("\n"):
             return
-        yield int(found.group(1)), "".join(lines)
+        yield int(step.group(1)), int(name.group(1)), "".join(lines)

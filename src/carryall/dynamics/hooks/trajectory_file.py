@@ -1,7 +1,7 @@
 """The HDF5 trajectory as a file: its layout, and what is read from it.
 
 Version 2 is ragged. Each frame has entries, one a system, and each entry has rows, one an atom:
-- `step`, `entry_end` (n_frames,): step of the run; entries up to the end of the frame.
+- `step`, `entry_end` (n_frames,): step of the run, ascending; entries up to the end of the frame.
 - `system`, `system_step`, `time`, `energy`, `atom_end` (n_entries,), `cell` (n_entries, 3, 3): which of `systems` an entry is
   of; its rows end at `atom_end`.
 - `positions` (n_rows, 3), and `velocities` where there are some.
@@ -193,7 +193,7 @@ def _read(file: Any, wanted: Collection[int] | None) -> Trajectory:
             **{key: entry[key][chosen] for key in ("system_step", "time", "cell", "energy")},
             **{key: known[key][atoms] for key in ("atomic_numbers", "masses")},
         )
-    return Trajectory(frame["step"], found)
+    return Trajectory(np.unique(frame["step"]), found)
 
 
 def _read_first_version(file: Any, wanted: Collection[int] | None) -> Trajectory:

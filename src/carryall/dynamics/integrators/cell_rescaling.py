@@ -128,9 +128,11 @@ class NPTStochasticCellRescaling(BaseDynamics):
         ensure_noise_step(batch)
 
     def unfit(self, batch: Batch) -> dict[int, str]:
-        """Systems whose cell cannot follow a pressure, and systems at rest, unless a stage before may set them moving."""
+        """Systems whose cell cannot follow a pressure, and those at rest that are to be heated, unless by a stage before."""
         resting = at_rest(batch) if self.host is self else []
-        return {i: AT_REST for i, rests in enumerate(resting) if rests} | unfit_cells(batch, self.mode)
+        heated = [kT > 0 or not self._temperature.constant for kT in self._temperature.at(batch).tolist()]
+        found = {i: AT_REST for i, rests in enumerate(resting) if rests and heated[i]}
+        return found | unfit_cells(batch, self.mode)
 
     def state_defaults(self, batch: Batch) -> dict[str, Tensor]:
         """dt (Å sqrt(amu / eV)), kT (eV), pressure (eV/Å³), decay of the velocities, mobility, degrees, heat (eV), strain."""

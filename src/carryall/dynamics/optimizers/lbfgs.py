@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,21 +128,26 @@ class LBFGS(BaseDynamics):
         self.__provides_keys__ = self.__provides_keys__ | self.cell.provides  # type: ignore[misc]
         super().__init__(model, **rest)
 
+    def prepare(self, batch: Batch) -> None:
+        """Add keys that the batch lacks."""
+        super().prepare(batch)
+        self.cell.prepare(batch)
+
     def state_defaults(self, batch: Batch) -> dict[str, Tensor]:
         """An empty history: what it holds is listed at `History`; n_made (n_systems,) counts the steps since the start."""
         memory, atoms, cells = self.settings.memory, batch.positions, batch.cell
         state = {
-            "displacements": atoms.new_zeros(len(atoms), memory, 3),
-            "changes": atoms.new_zeros(len(atoms), memory, 3),
+            "displacements": _untouched_zeros(atoms, (memory, len(atoms), 3)).transpose(0, 1),
+            "changes": _untouched_zeros(atoms, (memory, len(atoms), 3)).transpose(0, 1),
             "last_step": torch.zeros_like(atoms),
             "last_forces": torch.zeros_like(atoms),
-            "inverse_curvature": atoms.new_zeros(len(cells), memory),
+            "inverse_curvature": cells.new_zeros(memory, len(cells)).T,
             "n_made": torch.zeros(len(cells), dtype=torch.int64, device=batch.device),
         }
         if cell := self.cell.start(batch):
             state |= cell | {
-                "cell_displacements": atoms.new_zeros(len(cells), memory, 3, 3),
-                "cell_changes": atoms.new_zeros(len(cells), memory, 3, 3),
+                "cell_displacements": _untouched_zeros(cells, (memory, len(cells), 3, 3)).transpose(0, 1),
+                "cell_changes": _untouched_zeros(cells, (memory, len(cells), 3, 3)).transpose(0, 1),
                 "last_cell": torch.zeros_like(cells),
                 "last_cell_forces": torch.zeros_like(cells),
             }
@@ -232,8 +239,18 @@ def _shifted(old: Tensor, newest: Tensor, mask: Tensor | None, depth: int) -> Te
     In memory one age comes after the other, whole: what no system has reached yet is not touched, and an age is read in a row.
     """
     pages = old.transpose(0, 1)
-    new = torch.zeros_like(pages, memory_format=torch.contiguous_format)
-    new[0], new[1:depth] = newest, pages[: depth - 1]
-    if mask is not None:
-        new[:depth] = torch.where(mask.reshape(1, -1, *[1] * (newest.dim() - 1)), new[:depth], pages[:depth])
+    new = _untouched_zeros(old, pages.shape)
+    if mask is None:
+        new[0], new[1:depth] = newest, pages[: depth - 1]
+    else:
+        rows = mask.reshape(-1, *[1] * (newest.dim() - 1)).expand(newest.shape).contiguous()
+        new[0] = torch.where(rows, newest, pages[0])
+        torch.where(rows, pages[: depth - 1], pages[1:depth], out=new[1:depth])
     return new.transpose(0, 1)
+
+
+def _untouched_zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros that take no memory before they are written to: the system's, which torch would fill by hand."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(shape, dtype=np.float64))
