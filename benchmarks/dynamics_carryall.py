@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,15 @@ from dynamics_common import (
 
 import carryall
 from carryall.data import AtomicData, Batch
-from carryall.dynamics import ConvergenceHook, HookStageEnum, Outcome
+from carryall.dynamics import (
+    ConvergenceHook,
+    HookStageEnum,
+    MemorySink,
+    Outcome,
+    SizeAwareSampler,
+    integrators,
+    optimizers,
+)
 from carryall.dynamics.status import OUTCOME, SYSTEM_ID
 from carryall.graph.neighbor_search import graph_from_structures
 from carryall.models import LennardJones
@@ -69,7 +76,7 @@ def data_of(structures: Structures, velocities: bool) -> list[AtomicData]:
 def dynamics_of(kind: str, option: dict[str, Any], **more: Any) -> Any:
     """A dynamics by its name in the benchmark; the option "skin" in Å, without it carryall's own."""
     name, settings = SETTINGS[kind]
-    made = getattr(importlib.import_module("carryall.dynamics"), name)
+    made = getattr(integrators if hasattr(integrators, name) else optimizers, name)
     skin = {name: value for name, value in option.items() if name == "skin"}
     return made(potential(), **settings, **skin, **more)
 
@@ -100,8 +107,6 @@ def relax(structures: Structures, option: dict[str, Any]) -> Relaxed:
     found = Relaxed.empty(len(items))
     settings: dict[str, Any] = {"convergence_hook": ConvergenceHook.from_fmax(FMAX), "n_steps": MOST_STEPS, "hooks": [count]}
     if option["in_flight"]:
-        from carryall.dynamics import MemorySink, SizeAwareSampler
-
         sink = MemorySink()
         sampler = SizeAwareSampler(items, max_atoms=ATOMS_IN_FLIGHT)
         fire = dynamics_of("fire", option, **settings, sampler=sampler, sinks=[sink], refill_frequency=REFILL)

@@ -41,13 +41,19 @@ Made by `benchmarks/dynamics.py`, whose head says what is measured:
 
     python benchmarks/dynamics.py --nvalchemi PY --torchsim PY --lammps PY
 
-where each PY is the python of an environment with that peer. Versions, each engine with its own Python:
+where each PY is the python of an environment of its own, with `pip install` of `nvalchemi-toolkit`, of
+`torch-sim-atomistic vesin-torch ase`, of `lammps mpich numpy`. Versions:
 
 {versions}
 
-{absent}"carryall" is what a user gets: skin {skin} Å, {native}. "torch alone" is the same with `CARRYALL_NATIVE=0`, as on
-a machine without a compiler. nvalchemi's skin is 0 unless one is given; LAMMPS has a skin of 1 Å.
+{patched}{absent}"carryall" is what a user gets: skin {skin} Å, {native}. "torch alone" is the same with
+`CARRYALL_NATIVE=0`, as on a machine without a compiler. nvalchemi's skin is 0 unless one is given; LAMMPS has a skin of 1 Å.
 Milliseconds are CPU time of one thread.
+"""
+PATCHED = """\
+torch-sim asks for Python 3.12 for the syntax of its type parameters; here, on 3.11, they are taken out, and nothing else is
+changed.
+
 """
 LIMIT = """## Ratios and the limit
 
@@ -138,7 +144,8 @@ def head(found: Result) -> str:
         cores=os.cpu_count(),
         date=found["date"],
         versions="\n".join(versions),
-        absent=f"Left out: {', '.join(found['absent'])}.\n" if found["absent"] else "",
+        patched=PATCHED if found["versions"].get("torchsim", {}).get("python", "").startswith("3.11.") else "",
+        absent=f"Left out: {', '.join(found['absent'])}.\n\n" if found["absent"] else "",
         skin=own.get("skin"),
         native="its machine code" if own.get("native") else "no machine code, as there is no compiler",
     )
@@ -285,7 +292,7 @@ def kinds(found: Result) -> str:
     columns = ("", "carryall", "over NVE", "torch alone", "nvalchemi, skin 1", "torch-sim", "nvalchemi / it")
     return (
         f"## Integrators and optimizers, {facts['systems']} boxes of {facts['atoms']:,} atoms, ms a step\n\n"
-        "– where a peer has none (or one of another kind).\n\n" + table(columns, rows)
+        "Each with its own defaults (chains of three); – where a peer has none.\n\n" + table(columns, rows)
     )
 
 

@@ -42,7 +42,11 @@ def test_public_names_are_all_there() -> None:
         _ = carryall.lod  # type: ignore[attr-defined]
 
 
-OPTIONAL = {"ase": {"data/ase.py", "engines/ase.py"}, "matplotlib": {"properties/plots.py"}}
+OPTIONAL = {
+    "ase": {"data/ase.py", "dynamics/hooks/ase.py", "engines/ase.py"},
+    "matplotlib": {"properties/plots.py"},
+    "spglib": {"dynamics/constraints/spglib.py"},
+}
 
 
 @pytest.mark.parametrize("package", OPTIONAL)

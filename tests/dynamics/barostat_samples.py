@@ -5,6 +5,8 @@ import torch
 
 from carryall.data import AtomicData, Batch
 from carryall.data.units import GPa, kB
+from carryall.dynamics.integrators.cell_rescaling import NPTStochasticCellRescaling
+from carryall.dynamics.integrators.mtk import NPH, NPT
 from carryall.graph import PotentialSpec
 
 MASS = 39.948
@@ -120,3 +122,14 @@ def equal_state(one, other):
     different = [key for key in sorted(one.keys()) if not torch.equal(one.get(key), other.get(key))]
     assert not different, f"differ: {different}"
     return True
+
+
+MODES = ("isotropic", "anisotropic", "triclinic")
+FAST = {"pressure": 0.12, "timestep": 2.0, "barostat_tau": 300.0, "temperature": 300.0}
+BAROSTATS = {
+    "NPH": lambda potential, **settings: NPH(potential, **{**FAST, **settings}),
+    "NPT": lambda potential, **settings: NPT(potential, **{**FAST, "tau": 60.0, **settings}),
+    "rescaling": lambda potential, **settings: NPTStochasticCellRescaling(
+        potential, **{**FAST, "tau": 60.0, "compressibility": 5.0, "seed": 3, **settings}
+    ),
+}

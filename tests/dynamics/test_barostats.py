@@ -1,7 +1,6 @@
 """Barostats step by step: conserved quantities, ASE, independence of the batch, systems that do not fit."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -9,29 +8,18 @@ import torch
 from ase import units as ase_units
 from ase.calculators.lj import LennardJones as AseLennardJones
 from ase.md.nose_hoover_chain import MTKNPT, IsotropicMTKNPT, MaskedMTKNPT
-from barostat_samples import MASS, LooseAtoms, ScaledSprings, equal_state, gas, triclinic_gas
+from barostat_samples import BAROSTATS, MODES, ScaledSprings, equal_state, gas, triclinic_gas
 from dynamics_samples import LennardJones, argon, batch_of, cluster
 
-from carryall.data import AtomicData
 from carryall.data.units import GPa, kB
-from carryall.dynamics import Checkpoint, Ramp, initialize_velocities, load_checkpoint
+from carryall.dynamics import Checkpoint, NVTLangevin, Ramp, initialize_velocities, load_checkpoint
 from carryall.dynamics.integrators.cell_motion import LARGEST_STRAIN, allowed, flow
 from carryall.dynamics.integrators.cell_rescaling import NPTStochasticCellRescaling
 from carryall.dynamics.integrators.mtk import NPH, NPT
 from carryall.dynamics.integrators.velocity_rescaling import NVTVelocityRescaling
 from carryall.dynamics.thermo import kinetic_energy, kinetic_tensor, pressure, pressure_tensor
-from carryall.errors import InputError
 from carryall.graph.systems import Systems
 
-MODES = ("isotropic", "anisotropic", "triclinic")
-FAST = {"pressure": 0.12, "timestep": 2.0, "barostat_tau": 300.0, "temperature": 300.0}
-BAROSTATS = {
-    "NPH": lambda potential, **settings: NPH(potential, **{**FAST, **settings}),
-    "NPT": lambda potential, **settings: NPT(potential, **{**FAST, "tau": 60.0, **settings}),
-    "rescaling": lambda potential, **settings: NPTStochasticCellRescaling(
-        potential, **{**FAST, "tau": 60.0, "compressibility": 5.0, "seed": 3, **settings}
-    ),
-}
 every_barostat = pytest.mark.parametrize("name", BAROSTATS)
 every_mode = pytest.mark.parametrize("mode", MODES)
 
@@ -97,7 +85,7 @@ def test_drift_of_the_conserved_quantity_falls_with_the_square_of_the_timestep(n
         barostat = BAROSTATS[name](ScaledSprings(), timestep=timestep, mode=mode, pressure=[0.05, 0.12, 0.3])
         barostat.run(batch, 0)
         start, largest = barostat.conserved_energy(batch), torch.zeros(3, dtype=torch.float64)
-        for _ in range(20):
+        for _ in range(10):
             barostat.run(batch, int(16 / timestep))
             largest = torch.maximum(largest, (barostat.conserved_energy(batch) - start).abs())
         worst.append(largest)
@@ -107,7 +95,7 @@ def test_drift_of_the_conserved_quantity_falls_with_the_square_of_the_timestep(n
         assert bool(((ratio > 3.5) & (ratio < 4.6)).all()), ratio
 
 
-@every_mode
+@pytest.mark.parametrize("mode", ["isotropic", "triclinic"])
 def test_effective_energy_of_cell_rescaling_drifts_less_with_a_shorter_timestep(mode):
     # Over a given time; the noise differs, so the drift of many systems is compared.
     sizes = []
@@ -322,89 +310,17 @@ def test_noise_depends_on_seed_and_system_only():
     assert end(1, [4, 5])[0] not in first
 
 
-# -- systems that do not fit
-
-
-def test_settings_are_checked():
-    for make in BAROSTATS.values():
-        with pytest.raises(InputError, match="mode must be one of isotropic, anisotropic, triclinic, got 'cubic'"):
-            make(LooseAtoms(), mode="cubic")
-        with pytest.raises(InputError, match="barostat_tau must be positive"):
-            make(LooseAtoms(), barostat_tau=0.0)
-        assert make(LooseAtoms(), pressure=-0.5).describe()["pressure"] == -0.5
-    with pytest.raises(InputError, match="temperature must be positive"):
-        NPT(LooseAtoms(), temperature=0.0)
-    with pytest.raises(InputError, match="chain_length must be a whole number of at least 1, got 0"):
-        NPT(LooseAtoms(), chain_length=0)
-    with pytest.raises(InputError, match="compressibility must be positive"):
-        NPTStochasticCellRescaling(LooseAtoms(), compressibility=0.0)
-
-
-@every_barostat
-def test_systems_that_do_not_fit_are_set_aside_with_the_reason(name):
-    slab = gas(seed=1).replace(pbc=[True, True, False])
-    flat = gas(seed=2).replace(cell=[[8.0, 0, 0], [0, 8, 0], [0, 8, 0]])
-    free = cluster(8).replace(masses=[MASS] * 8, velocities=np.ones((8, 3)))
-    group = [gas(seed=4), free, slab, flat, gas(seed=3), triclinic_gas(5)]
-    batch = batch_of(*group)
-    mask = torch.ones(batch.n_atoms, dtype=torch.bool)
-    mask[batch.ptr[4] : batch.ptr[4] + 2] = False
-    batch.set("move_mask", mask, level="atom")
-    start = batch.clone()
-    BAROSTATS[name](ScaledSprings(), mode="anisotropic").run(batch, 3)
-    reasons = [info.get("failure") for info in batch.info]
-    assert reasons[0] is None
-    assert "periodic along all three" in reasons[1]
-    assert "periodic along all three" in reasons[2]
-    assert "a cell with volume" in reasons[3]
-    assert "2 of its atoms may not move" in reasons[4]
-    assert "rectangular cell" in reasons[5]
-    assert torch.equal(batch.positions[16:], start.positions[16:])
-    assert torch.equal(batch.cell[1:], start.cell[1:])
-    assert not torch.equal(batch.cell[0], start.cell[0])
-
-
 @pytest.mark.parametrize("name", ["NPT", "rescaling"])
-def test_a_system_at_rest_is_set_aside(name):
-    batch = batch_of(gas(seed=1, kelvin=0.0), gas(seed=2))
-    BAROSTATS[name](ScaledSprings()).run(batch, 2)
-    assert "at rest" in batch.info[0]["failure"]
-    assert "failure" not in batch.info[1]
+def test_a_stage_of_its_own_is_the_same_as_one_after_another(name):
+    one, other = batch_of(triclinic_gas(1), gas(seed=2)), batch_of(triclinic_gas(1), gas(seed=2))
 
+    def stages():
+        potential = ScaledSprings()
+        return NVTLangevin(potential, n_steps=4), BAROSTATS[name](potential, mode="triclinic", n_steps=6)
 
-class Wrong(ScaledSprings):
-    """A virial that is far too large, or no number, in systems of 5 atoms."""
-
-    def __init__(self, virial):
-        super().__init__()
-        self.wrong = virial
-
-    def __call__(self, graph, *, atomic_virial=False):
-        found = super().__call__(graph)
-        counts = torch.bincount(graph.system, minlength=len(graph.cell))
-        found["virial"] = torch.where((counts == 5)[:, None, None], self.wrong, found["virial"])
-        return found
-
-
-@every_mode
-@every_barostat
-@pytest.mark.parametrize("virial", [1e6, -1e6, math.nan, math.inf])
-def test_a_cell_that_explodes_is_set_aside_alone(name, mode, virial, recwarn):
-    batch, alone = batch_of(gas(seed=1), gas(seed=2, n_atoms=5)), batch_of(gas(seed=1))
-    BAROSTATS[name](Wrong(virial), mode=mode).run(batch, 6)
-    BAROSTATS[name](Wrong(virial), mode=mode).run(alone, 6)
-    assert "strain the cell by" in batch.info[1]["failure"]
-    assert bool(batch.cell.isfinite().all())
-    assert torch.equal(batch.cell[0], alone.cell[0])
-    assert torch.equal(batch.positions[:16], alone.positions)
-    assert not recwarn.list
-
-
-def test_an_empty_system_hurts_nobody():
-    nothing = AtomicData(np.zeros((0, 3)), [], cell=np.eye(3) * 5, pbc=[True] * 3, velocities=np.zeros((0, 3)), masses=[])
-    for make in BAROSTATS.values():
-        batch, alone = batch_of(gas(seed=1), nothing), batch_of(gas(seed=1))
-        make(LooseAtoms()).run(batch, 2)
-        make(LooseAtoms()).run(alone, 2)
-        assert torch.equal(batch.positions, alone.positions)
-        assert "no atoms" in batch.info[1]["failure"]
+    first, second = stages()
+    (first + second).run(one)
+    first, second = stages()
+    second.run(first.run(other))
+    assert torch.equal(one.positions, other.positions)
+    assert torch.equal(one.cell, other.cell)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from barostat_samples import LooseAtoms, ScaledSprings, canonical_gases, shape_of
-from dynamics_samples import LennardJones, argon, batch_of
+from dynamics_samples import argon, batch_of
 
 from carryall.data.units import GPa, kB
 from carryall.dynamics import NVTLangevin, initialize_velocities
@@ -16,6 +16,8 @@ from carryall.dynamics.integrators.cell_motion import CELL_DEGREES, squared
 from carryall.dynamics.integrators.cell_rescaling import NPTStochasticCellRescaling
 from carryall.dynamics.integrators.mtk import NPT
 from carryall.dynamics.thermo import kinetic_energy, pressure
+from carryall.models.eager import EagerPotential
+from carryall.models.pair import LennardJones
 
 KELVIN, KT = 300.0, 300.0 * kB
 PRESSURES = np.tile([0.1, 0.2], 32)
@@ -65,7 +67,7 @@ def check(barostat, potential, mode, n_atoms, n_steps):
     barostat.run(batch, 150)
     volumes, kinetic, cells, rates = samples(barostat, batch, n_steps)
     k = potential.volume_shape(n_atoms)
-    assert assert_gamma(volumes, k, "volume") < 0.03
+    assert assert_gamma(volumes, k, "volume") < 0.035
     assert_mean(volumes[:, ::2], k, "volume at the lower pressure")
     assert_mean(volumes[:, 1::2], k, "volume at the higher pressure")
     assert_gamma(kinetic, 1.5 * (n_atoms - 1), "kinetic energy")
@@ -81,47 +83,61 @@ def check(barostat, potential, mode, n_atoms, n_steps):
 @pytest.mark.parametrize("mode", CELL_DEGREES)
 def test_chains_and_cell_with_inertia_sample_the_ensemble(mode):
     potential = ScaledSprings(k=2.0)
-    check(chain_barostat(potential, mode), potential, mode, n_atoms=8, n_steps=1000)
+    check(chain_barostat(potential, mode), potential, mode, n_atoms=8, n_steps=600)
 
 
 @pytest.mark.parametrize("mode", CELL_DEGREES)
 def test_cell_rescaling_samples_the_ensemble(mode):
     potential = ScaledSprings(k=2.0)
-    check(random_barostat(potential, mode), potential, mode, n_atoms=12, n_steps=800)
+    check(random_barostat(potential, mode), potential, mode, n_atoms=16, n_steps=600)
 
 
 @pytest.mark.parametrize("make", [chain_barostat, random_barostat])
 def test_volumes_of_an_ideal_gas(make):
     potential = LooseAtoms()
-    check(make(potential, "isotropic"), potential, "isotropic", n_atoms=7, n_steps=700)
+    check(make(potential, "isotropic"), potential, "isotropic", n_atoms=6, n_steps=600)
+
+
+def replicas(lengths):
+    """Argon crystals of 108 atoms, with lattice constants and with velocities."""
+    crystals = [argon(3, 0.15, seed, a) for seed, a in enumerate(lengths)]
+    return initialize_velocities(batch_of(*crystals), 40.0, seed=1)
+
+
+def mean_and_error(values):
+    """Of (samples, n_systems)."""
+    means = np.mean(values, axis=0)
+    return means.mean(), means.std(ddof=1) / math.sqrt(len(means))
 
 
 @pytest.mark.parametrize("kind", ["chains", "rescaling"])
-def test_mean_volume_of_argon_has_the_pressure_at_constant_volume(kind):
-    kelvin, targets = 40.0, np.repeat([0.1, 0.5], 6)
-    atoms = [argon(a=5.3, seed=seed, rattle=0.05) for seed in range(len(targets))]
-    batch = initialize_velocities(batch_of(*atoms), kelvin, seed=1)
-    settings = {"temperature": kelvin, "pressure": targets, "timestep": 8.0, "tau": 200.0, "barostat_tau": 500.0}
+def test_argon_has_the_pressure_of_the_barostat_at_constant_volume(kind):
+    # A finite system's pressure at the mean volume is lower by some 4 kT / V, 6e-4 GPa here: well below the error.
+    potential = EagerPotential(LennardJones(("Ar",), [0.0104], [3.4], 6.5, "switch"))
+    targets, each = (0.1, 0.5), 5
+    settings = {"temperature": 40.0, "pressure": np.repeat(targets, each), "timestep": 8.0, "tau": 200.0}
     if kind == "chains":
-        barostat = NPT(LennardJones(), mode="anisotropic", **settings)
+        barostat = NPT(potential, barostat_tau=400.0, **settings)
     else:
-        barostat = NPTStochasticCellRescaling(LennardJones(), compressibility=0.3, mode="anisotropic", seed=2, **settings)
+        barostat = NPTStochasticCellRescaling(potential, barostat_tau=300.0, compressibility=0.4, seed=2, **settings)
+    batch, volumes = replicas([5.3] * each + [5.1] * each), []
     barostat.run(batch, 200)
-    volumes = []
     for _ in range(60):
         barostat.run(batch, 5)
         volumes.append(batch.volume.numpy())
-    for target in (0.1, 0.5):
-        chosen = np.flatnonzero(targets == target)
-        mean = np.mean(volumes, axis=0)[chosen].mean()
-        print(kind, target, mean, np.mean(volumes, axis=0)[chosen].std() / np.sqrt(6))
-        cell = (mean / 32 * 4) ** (1 / 3)
-        fixed = initialize_velocities(batch_of(*(argon(a=cell, seed=seed, rattle=0.05) for seed in chosen)), kelvin, seed=3)
-        langevin = NVTLangevin(LennardJones(), kelvin, 8.0, friction=3.0, seed=4)
-        langevin.run(fixed, 100)
-        found = []
-        for _ in range(60):
+    found, errors = [], []
+    for part in (slice(0, each), slice(each, None)):
+        volume, error = mean_and_error(np.array(volumes)[:, part])
+        fixed, pressures = replicas([(volume / 27) ** (1 / 3)] * each), []
+        langevin = NVTLangevin(potential, 40.0, 8.0, friction=5.0, seed=4)
+        langevin.run(fixed, 200)
+        for _ in range(40):
             langevin.run(fixed, 5)
-            found.append(pressure(fixed).numpy())
-        print(np.mean(found), np.mean(found, axis=0).std(ddof=1) / np.sqrt(6))
-        assert_mean(np.array(found), target, "pressure at the mean volume")
+            pressures.append(pressure(fixed).numpy())
+        found.append((volume, *mean_and_error(pressures)))
+        errors.append(error)
+    slope = (found[1][1] - found[0][1]) / (found[1][0] - found[0][0])
+    for target, (_, value, of_value), of_volume in zip(targets, found, errors, strict=True):
+        error = math.hypot(of_value, slope * of_volume)
+        assert error < 0.01
+        assert abs(value - target) < 3 * error, f"{value:.4f} +- {error:.4f} GPa, the barostat's is {target}"

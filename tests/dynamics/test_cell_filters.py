@@ -47,7 +47,7 @@ def test_logarithm_undoes_the_exponential_and_is_scipy_s(size):
     a = random_matrices(size, seed=2)
     grown = np.stack([expm(one) for one in a])
     ours = matrices.logarithm(torch.from_numpy(grown)).numpy()
-    np.testing.assert_allclose(ours, a, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours, a, rtol=0, atol=3e-14)
     np.testing.assert_allclose(ours, np.stack([logm(one) for one in grown]), rtol=0, atol=1e-12)
 
 
@@ -123,7 +123,7 @@ def test_fmax_and_the_number_of_steps_are_ase_s(kind, name):
     assert batch.get(OUTCOME).tolist() == [Outcome.CONVERGED] * 2
     for index, reference in enumerate(references):
         assert reference.run(fmax=0.002, steps=400)
-        assert int(ours.steps(batch)[index]) == reference.nsteps > 10
+        assert int(ours.steps(batch)[index]) == reference.nsteps > 5
         forces = reference.optimizable.filterobj.get_forces()
         assert float(batch.fmax[index]) == pytest.approx(np.linalg.norm(forces, axis=1).max(), abs=1e-9)
         # a minimum of the enthalpy: the stress is minus the pressure
@@ -276,8 +276,13 @@ def test_a_fixed_cell_after_a_filter_looks_at_the_forces_of_the_atoms_again():
     assert float(batch.fmax) == pytest.approx(float(batch.forces.norm(dim=1).max()), abs=1e-14)
 
 
-def test_the_stage_after_a_cell_filter_is_judged_by_its_own_forces():
-    batch = batch_of(*crystals())
-    run = FIRE(potential(), cell_filter="frechet", n_steps=5) + FIRE(potential(), convergence_hook=0.01)
-    run.run(batch, 300)
+def test_each_stage_is_judged_by_its_own_forces():
+    batch, alone, model = batch_of(*crystals()), batch_of(*crystals()), potential()
+    FIRE(model, cell_filter="frechet", cell_factor=1.0, convergence_hook=0.03).run(alone, 300)
+    first = FIRE(model, cell_filter="frechet", cell_factor=1.0, convergence_hook=0.03)
+    stages = first + FIRE(model, convergence_hook=0.01, n_steps=300)
+    stages.run(batch)
+    assert batch.get(OUTCOME).tolist() == [Outcome.CONVERGED] * 3
+    assert torch.equal(batch.get("fire_steps"), alone.get("fire_steps"))
+    assert len(set(batch.get("fire_steps").tolist())) == 3
     assert float(batch.forces.norm(dim=1).max()) <= 0.01

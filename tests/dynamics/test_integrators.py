@@ -13,11 +13,16 @@ from dynamics_samples import LennardJones, Well, argon, atoms_in_well, batch_of,
 
 from carryall.data import AtomicData
 from carryall.data.units import GPa, fs, kB
-from carryall.dynamics import NVE, EnergyDriftMonitor, NVTLangevin, initialize_velocities
+from carryall.dynamics import EnergyDriftMonitor, initialize_velocities, load_checkpoint, save_checkpoint
+from carryall.dynamics.constraints import FixAtoms, FixCenterOfMass
+from carryall.dynamics.integrators import NVE, NVTLangevin, NVTNoseHoover, NVTVelocityRescaling
+from carryall.dynamics.parameters import Ramp
 from carryall.dynamics.thermo import degrees_of_freedom, kinetic_energy, pressure, temperature
 from carryall.errors import InputError
 
 ASE_LJ = {"sigma": 3.4, "epsilon": 0.0104, "rc": 8.5}
+KINDS = [NVE, NVTLangevin, NVTVelocityRescaling, NVTNoseHoover]
+THERMOSTATS = KINDS[1:]
 
 
 def moving_argon(seed, kelvin=40.0):
@@ -39,8 +44,8 @@ def test_velocity_verlet_is_ase_step_by_step():
         for index, reference in enumerate(references):
             reference.run(1)
             one = batch.get_data(index)
-            np.testing.assert_allclose(one.positions, images[index].positions, atol=1e-8)
-            np.testing.assert_allclose(one.velocities, images[index].get_velocities(), atol=1e-8)
+            np.testing.assert_allclose(one.positions, images[index].positions, atol=1e-10)
+            np.testing.assert_allclose(one.velocities, images[index].get_velocities(), atol=1e-10)
     np.testing.assert_allclose(kinetic_energy(batch), [atoms.get_kinetic_energy() for atoms in images], rtol=1e-9)
     np.testing.assert_allclose(temperature(batch), [atoms.get_temperature() for atoms in images], rtol=1e-9)
     expected = [-atoms.get_stress(include_ideal_gas=True)[:3].mean() / ase_units.GPa for atoms in images]
@@ -109,19 +114,106 @@ def test_without_friction_langevin_is_velocity_verlet():
     torch.testing.assert_close(a.positions, b.positions, atol=1e-13, rtol=0)
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_system_moves_alike_alone_and_in_any_batch(place):
+def bits(batch, index=None):
+    """Everything that a batch, or one system of it, holds."""
+    one = batch if index is None else batch.index_select([index])
+    return {key: one.get(key).clone() for key in one.keys()}  # noqa: SIM118
+
+
+def assert_same_bits(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", [0, 2, 11])
+def test_a_system_moves_alike_alone_and_in_any_batch(kind, place):
     data = atoms_in_well(7, 9)
-    others = [atoms_in_well(5, 1), atoms_in_well(9, 2)]
+    others = [atoms_in_well(2 + n, n) for n in range(place + 2)]
     group = [*others[:place], data, *others[place:]]
     batch, alone = batch_of(*group), batch_of(data)
     batch.set("system_id", torch.tensor([(7 if one is data else 20 + i) for i, one in enumerate(group)]), level="system")
     alone.set("system_id", torch.tensor([7]), level="system")
     for one in (batch, alone):
         initialize_velocities(one, 200.0, seed=4)
-        NVTLangevin(Well(), seed=2, friction=10.0).run(one, 10)
-    assert torch.equal(batch.index_select([place]).positions, alone.positions)
-    assert torch.equal(batch.index_select([place]).velocities, alone.velocities)
+        dynamics = kind(Well())
+        dynamics.run(one, 10)
+        assert torch.isfinite(dynamics.conserved_energy(one)).all()
+    assert_same_bits(bits(batch, place), bits(alone))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_systems_that_wait_keep_every_bit_and_their_state(kind):
+    group = [atoms_in_well(3, 1), atoms_in_well(4, 2), atoms_in_well(2, 3), atoms_in_well(5, 4)]
+    batch, free = batch_of(*group), batch_of(*group)
+    settings = {} if kind is NVE else {"temperature": Ramp((0, 6), (300.0, 600.0))}
+    dynamics = kind(Well(), **settings)
+    dynamics.run(batch, 3)
+    batch.status = torch.tensor([0, 1, 0, 1])
+    before = [bits(batch, i) for i in range(4)]
+    dynamics.run(batch, 4)
+    for index in (1, 3):
+        assert_same_bits(bits(batch, index), before[index])
+    batch.status = torch.tensor([1, 0, 1, 0])
+    dynamics.run(batch, 4)
+    batch.status = torch.zeros(4, dtype=torch.int64)
+    kind(Well(), **settings).run(free, 7)
+    assert_same_bits(bits(batch), bits(free))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_of_each_system_are_those_of_a_run_of_its_own(kind):
+    group = [atoms_in_well(3, 1), atoms_in_well(4, 2), atoms_in_well(5, 3)]
+    settings = {"timestep": [1.0, 2.0, 0.5]}
+    if kind is not NVE:
+        settings["temperature"] = Ramp((0, 4, 6), (300.0, [100.0, 200.0, 300.0], [50.0, 900.0, 1.0]))
+    if kind in (NVTVelocityRescaling, NVTNoseHoover):
+        settings["tau"] = [20.0, 10.0, 50.0]
+    if kind is NVTLangevin:
+        settings["friction"] = [1.0, 100.0, 10.0]
+    batch = batch_of(*group)
+    kind(Well(), **settings).run(batch, 8)
+    for index, data in enumerate(group):
+        alone = batch_of(data)
+        alone.set("system_id", torch.tensor([index]), level="system")
+        own = {name: value[index] for name, value in settings.items() if name != "temperature"}
+        if kind is not NVE:
+            ends = ((100.0, 50.0), (200.0, 900.0), (300.0, 1.0))[index]
+            own["temperature"] = Ramp((0, 4, 6), (300.0, *ends))
+        kind(Well(), **own).run(alone, 8)
+        assert_same_bits(bits(batch, index), bits(alone))
+
+
+@pytest.mark.parametrize("kind", THERMOSTATS)
+def test_a_ramp_is_followed_step_by_step(kind):
+    batch = batch_of(atoms_in_well(3, 1), atoms_in_well(4, 2))
+    dynamics = kind(Well(), Ramp((2, 6), (300.0, [500.0, 100.0])))
+    for step in range(9):
+        dynamics.run(batch, 1)
+        expected = [kB * np.interp(step, (2, 6), (300.0, end)) for end in (500.0, 100.0)]
+        np.testing.assert_allclose(batch.get(dynamics.key("kT")), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_goes_on_bit_for_bit_from_a_checkpoint(kind, tmp_path):
+    settings = {} if kind is NVE else {"temperature": Ramp((0, 9), (50.0, [80.0, 20.0]))}
+
+    def made():
+        return initialize_velocities(batch_of(cluster(3), cluster(4, 1)), 50.0), kind(LennardJones(), **settings)
+
+    whole, dynamics = made()
+    dynamics.run(whole, 10)
+    assert dynamics.steps(whole).tolist() == [10, 10]
+    parts, dynamics = made()
+    dynamics.run(parts, 4)
+    save_checkpoint(tmp_path / "state.pt", parts, dynamics)
+    dynamics.run(parts, 6)
+    assert_same_bits(bits(parts), bits(whole))
+    dynamics = made()[1]
+    resumed = load_checkpoint(tmp_path / "state.pt", dynamics)
+    dynamics.run(resumed, 6)
+    assert_same_bits(bits(resumed), bits(whole))
 
 
 def test_a_new_object_goes_on_with_new_noise():
@@ -132,13 +224,17 @@ def test_a_new_object_goes_on_with_new_noise():
     assert torch.equal(batch.positions, whole.positions)
 
 
-def test_other_seeds_give_other_trajectories():
-    found = []
+@pytest.mark.parametrize("kind", [NVTLangevin, NVTVelocityRescaling])
+def test_neighbouring_seeds_give_independent_trajectories(kind):
+    # Free atoms with little memory: what the noise did to each velocity, or to each system's kinetic energy.
+    n, found = 400, []
+    strength = {"friction": 500.0} if kind is NVTLangevin else {"tau": 2.0, "removed_degrees": 0}
     for seed in (1, 2):
-        batch = batch_of(atoms_in_well())
-        NVTLangevin(Well(), seed=seed).run(batch, 3)
-        found.append(batch.velocities)
-    assert not torch.equal(*found)
+        batch = batch_of(*[atoms_in_well(3, 1)] * n)
+        kind(Well(k=0.0), 300.0, 5.0, seed=seed, **strength).run(batch, 2)
+        found.append(batch.velocities.flatten() if kind is NVTLangevin else kinetic_energy(batch))
+    assert not (found[0] == found[1]).any()
+    assert abs(np.corrcoef(*found)[0, 1]) < 3 / math.sqrt(len(found[0]))
 
 
 def test_initial_velocities_have_the_temperature_and_no_drift():
@@ -152,6 +248,29 @@ def test_initial_velocities_have_the_temperature_and_no_drift():
     torch.testing.assert_close(temperature(batch, 3), torch.tensor([50.0, 200.0, 10.0], dtype=torch.float64))
     initialize_velocities(batch, 0.0, exact=True)
     assert not batch.velocities.any()
+
+
+def test_initial_velocities_obey_constraints():
+    batch = batch_of(argon(2), cluster(4))
+    fixed, center = FixAtoms(indices=[0, 1]), FixCenterOfMass()
+    initialize_velocities(batch, [50.0, 80.0], seed=1, exact=True, constraints=[fixed])
+    assert not batch.velocities[:2].any()
+    expected = [3 * 30 * kB * 50.0 / 2, 3 * 2 * kB * 80.0 / 2]
+    np.testing.assert_allclose(kinetic_energy(batch), expected, rtol=1e-12)
+    free = batch_of(argon(2), cluster(4))
+    for removed in (True, False):
+        initialize_velocities(free, [50.0, 80.0], seed=1, exact=True, constraints=[center], remove_translation=removed)
+        np.testing.assert_allclose(kinetic_energy(free), [93 * kB * 50.0 / 2, 9 * kB * 80.0 / 2], rtol=1e-12)
+
+
+def test_noise_obeys_constraints():
+    batch = batch_of(argon(1), cluster(4))
+    langevin = NVTLangevin(LennardJones(), friction=50.0, constraints=[FixCenterOfMass()])
+    langevin.run(batch, 20)
+    momentum = torch.zeros(2, 3, dtype=torch.float64).index_add(0, batch.system, batch.velocities)
+    assert momentum.abs().max() < 1e-12
+    assert batch.velocities.abs().max() > 1e-3
+    assert langevin.degrees_of_freedom(batch).tolist() == [9.0, 9.0]
 
 
 def test_atoms_that_may_not_move_stay():
@@ -200,5 +319,5 @@ def test_settings_out_of_range_are_refused(setting, message):
 
 
 def test_one_number_or_one_for_each_system():
-    with pytest.raises(InputError, match="temperature has 3 values for 2 systems"):
-        NVTLangevin(Well(), temperature=[1.0, 2.0, 3.0]).run(batch_of(atoms_in_well(), atoms_in_well()), 1)
+    with pytest.raises(InputError, match="temperature has 2 values but there is a system with the id 2"):
+        NVTLangevin(Well(), temperature=[1.0, 2.0]).run(batch_of(*[atoms_in_well()] * 3), 1)

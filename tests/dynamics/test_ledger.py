@@ -131,6 +131,7 @@ def test_results_are_kept_in_input_order_and_read_lazily(tmp_path):
             found[3]
     with pytest.raises(InputError, match="holds no run"):
         LedgerResults(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["ledger.lock", "ledger.sqlite"]
 
 
 def test_an_input_is_never_written_twice_and_a_failed_write_keeps_nothing(tmp_path):
@@ -205,7 +206,7 @@ def stop_after(steps):
 
 
 STRUCTURES = argon_structures(14, largest=12)
-SETTINGS = {"fmax": 0.01, "max_atoms_per_batch": 40, "checkpoint_seconds": 0.0, "progress": False}
+SETTINGS = {"fmax": 0.01, "max_atoms_per_batch": 25, "checkpoint_seconds": 0.0, "progress": False}
 
 
 def test_a_run_that_ends_anywhere_goes_on_to_the_same_bits(tmp_path):
@@ -213,7 +214,7 @@ def test_a_run_that_ends_anywhere_goes_on_to_the_same_bits(tmp_path):
     whole = relax(STRUCTURES, whole_model, out=tmp_path / "whole", **SETTINGS)
     assert [one.index for one in whole] == list(range(len(STRUCTURES)))
     calls = 0
-    for steps in (7, 40, 3, 60):
+    for steps in (7, 40, 3, 60, 100):  # the last while a structure that is too large for a batch runs alone
         model = LennardJones()
         with pytest.raises(Stop):
             relax(STRUCTURES, model, out=tmp_path / "parts", resume=True, hooks=[stop_after(steps)], **SETTINGS)
@@ -226,7 +227,7 @@ def test_a_run_that_ends_anywhere_goes_on_to_the_same_bits(tmp_path):
     assert ledger_rows(tmp_path / "parts") == ledger_rows(tmp_path / "whole")
     assert 0 < len(seen) < len(STRUCTURES)  # what was done is not done again
     # each start costs the step that was lost, and a call for the energy that the potential is known by
-    assert calls + model.n_calls <= whole_model.n_calls + 5 * 12
+    assert calls + model.n_calls <= whole_model.n_calls + 6 * 12
     assert len(parts) == len(STRUCTURES)
     for a, b in zip(parts, relax(STRUCTURES, LennardJones(), **{**SETTINGS, "max_atoms_per_batch": 500}), strict=True):
         assert (a.outcome, a.steps, a.energy, a.fmax) == (b.outcome, b.steps, b.energy, b.fmax)

@@ -14,8 +14,8 @@ def test_the_page_runs(capsys):
     for block in blocks:
         exec(compile(block, PAGE.name, "exec"), names)
         if "pressure=0.5" in block:
-            assert torch.allclose(names["batch"].stress[0], -0.5 / 160.21766208 * torch.eye(3).double(), atol=2e-5)
-        if "[0.0, 0.5, 1.0, 2.0]" in block:
+            assert torch.allclose(names["batch"].stress[0], -0.5 / 160.21766208 * torch.eye(3).double(), atol=3e-5)
+        if "pressures" in block:
             volumes = names["batch"].volume.tolist()
             assert volumes == sorted(volumes, reverse=True)
     assert len(blocks) == 5

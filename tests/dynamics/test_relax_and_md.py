@@ -19,6 +19,7 @@ from carryall.dynamics import FixAtoms, HookStageEnum, Ramp, md, read_csv_log, r
 from carryall.dynamics.samplers import Unreadable
 from carryall.dynamics.structures import Sourced
 from carryall.errors import InputError
+from carryall.graph import PotentialSpec
 
 BAD = {
     "atom 1 is Au": Atoms("ArAu", [[0, 0, 0], [0, 0, 4]]),
@@ -104,6 +105,26 @@ def test_a_bad_structure_of_a_generator_is_an_error_when_it_comes():
         ("a.cif", 4, "no such file"),
         ("b.cif", 1, None),
     ]
+
+
+def test_a_structure_without_what_the_potential_takes_is_set_aside():
+    class Charged(LennardJones):
+        def __init__(self):
+            super().__init__()
+            self.spec = PotentialSpec(8.5, ("Ar",), dim_fparam=2)
+
+        def __call__(self, graph, *, atomic_virial=False):
+            assert torch.isfinite(graph.fparam).all()
+            return super().__call__(graph)
+
+    given = cluster(3).replace(system_extras={"fparam": torch.tensor([0.5, 1.0])})
+    found = relax([given, cluster(4), given], Charged(), errors="set_aside")
+    assert [one.outcome for one in found] == ["converged", "failed", "converged"]
+    assert "fparam is missing" in found[1].reason
+    with pytest.raises(InputError, match="structure 1: fparam is missing"):
+        relax([given, cluster(4)], Charged())
+    with pytest.raises(InputError, match="structure 0: fparam is missing"):
+        md(cluster(4), Charged(), n_steps=1)
 
 
 def test_data_sets_with_an_index_are_taken():

@@ -372,6 +372,7 @@ def test_kinds_of_data_sets():
         ((water, data(2)), [3, 2]),
         (Batch.from_data_list(dataset(1, 2)), [1, 2]),
         (map(data, (2, 3)), [2, 3]),
+        ([(data(2), {}), (water, {"source": "a paper"})], [2, 3]),
         ([], []),
     ):
         drawn = SizeAwareSampler(source).draw(Room())

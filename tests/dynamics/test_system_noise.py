@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from carryall.dynamics import system_noise
 from carryall.dynamics.noise import Stream
 from carryall.dynamics.system_noise import FIRST_TRIAL, normal_and_chi_squared, normal_rows
 
@@ -73,3 +74,12 @@ def test_both_functions_can_share_a_stream():
 def test_no_number_repeats_over_steps_and_systems():
     found = [draws(50, 6, first=first, step=step)[1] for first, step in itertools.product((0, 50), range(4))]
     assert len(torch.cat(found).unique()) == 400
+
+
+def test_tensors_take_the_same_way_as_arrays(monkeypatch):
+    # what a device other than the CPU does
+    arrays = system_noise._trial_words
+    expected = draws(5000, 6)
+    monkeypatch.setattr(system_noise, "_trial_words", lambda *counter: torch.from_numpy(arrays(*counter)))
+    for one, other in zip(draws(5000, 6), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from carryall.data import levels
 from carryall.data.atomic_data import AtomicData
+from carryall.data.cells import volumes
 from carryall.data.fields import FIELDS, LEVELS, as_tensor
 from carryall.data.levels import Columns, Fill, Index
 from carryall.errors import InputError, nearest
@@ -156,8 +157,7 @@ class Batch:
     @property
     def volume(self) -> Tensor:
         """(n_systems,) Å³; 0 without a cell."""
-        (a, b, c), (d, e, f), (g, h, i) = (row.unbind(1) for row in self.get("cell").unbind(1))
-        return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)).abs()
+        return volumes(self.get("cell"))
 
     # -- keys
 

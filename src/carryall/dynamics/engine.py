@@ -54,9 +54,9 @@ class Engine:
         self.model = model
         self.skin = skin
         self.evaluator = ForceEvaluator(model, needs, type(self).__name__, skin)
-        self.n_steps = None if n_steps is None else checked_steps(n_steps)
+        self.n_steps = None if n_steps is None else whole("n_steps", n_steps)
         self.exit_status = exit_status
-        self.refill = Refill(sampler, tuple(sinks), checked_frequency(refill_frequency), init_fn)
+        self.refill = Refill(sampler, tuple(sinks), whole("refill_frequency", refill_frequency, 1), init_fn)
         self.hooks = HookRegistry()
         self.current_hook_stage: HookStageEnum | None = None
         self.newly_converged: Tensor | None = None
@@ -140,7 +140,7 @@ class Engine:
         order of their ids where the engine has no sink, None where nothing is left.
         """
         if self.refill.sampler is not None:
-            return run_in_flight(self, batch, None if n_steps is None else checked_steps(n_steps))
+            return run_in_flight(self, batch, None if n_steps is None else whole("n_steps", n_steps))
         if batch is None:
             raise InputError(f"{type(self).__name__} has no sampler to take systems from: give run(batch)")
         limit = self._limit(n_steps)
@@ -154,7 +154,7 @@ class Engine:
         return batch
 
     def _limit(self, n_steps: int | None) -> int | None:
-        limit = self.n_steps if n_steps is None else checked_steps(n_steps)
+        limit = self.n_steps if n_steps is None else whole("n_steps", n_steps)
         if limit is None:
             raise InputError(
                 f"{type(self).__name__} has no number of steps: give run(batch, n_steps=...), "
@@ -387,15 +387,8 @@ def _none(batch: Batch) -> Tensor:
     return torch.zeros(batch.n_systems, dtype=torch.bool, device=batch.device)
 
 
-def checked_steps(n_steps: int) -> int:
-    """A number of steps, 0 or more."""
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
-        raise InputError(f"n_steps must be a non-negative integer, got {n_steps!r}")
-    return n_steps
-
-
-def checked_frequency(frequency: int) -> int:
-    """Every how many steps, 1 or more."""
-    if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 1:
-        raise InputError(f"refill_frequency must be a positive integer, got {frequency!r}")
-    return frequency
+def whole(name: str, value: int, least: int = 0) -> int:
+    """A whole number of at least `least`; InputError names it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} must be a {'non-negative' if least == 0 else 'positive'} integer, got {value!r}")
+    return value

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from carryall.data.atomic_data import AtomicData
+from carryall.data.atomic_data import AtomicData, unchecked
 from carryall.data.fields import FIELDS
 from carryall.dynamics.blobs import content_hash, structure_from_bytes, structure_to_bytes
 from carryall.dynamics.results import RelaxResult
@@ -56,6 +56,10 @@ class InputStream:
                 break
             self._ahead.append(following)
         return list(self._ahead)
+
+    def trust(self) -> None:
+        """All inputs have been checked: they are only converted from now on."""
+        self._check = _nothing
 
     def __iter__(self) -> Iterator[AtomicData | Unreadable]:
         while (one := self._ahead.popleft() if self._ahead else self._pulled()) is not None:
@@ -120,7 +124,11 @@ class InputStream:
         return one
 
 
+def _nothing(data: AtomicData) -> None:
+    pass
+
+
 def _moving(data: AtomicData) -> AtomicData:
     """Without labels, velocities and facts."""
     values = {name: value for name in FIELDS if name in MOVING and (value := getattr(data, name)) is not None}
-    return AtomicData(**values, atom_extras=data.atom_extras, system_extras=data.system_extras)
+    return unchecked(values, {"atom": data.atom_extras, "system": data.system_extras}, {})

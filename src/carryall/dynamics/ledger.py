@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -192,6 +192,9 @@ class Ledger:
     def close(self) -> None:
         """Close the file; others may open it."""
         if self._database is not None:
+            # the journal goes into the file, so that the file can be copied, and read where nothing may be written
+            with suppress(sqlite3.OperationalError):
+                self._database.execute("PRAGMA journal_mode=DELETE")
             self._database.close()
             self._database = None
         self._lock.release()

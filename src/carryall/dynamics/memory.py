@@ -28,8 +28,10 @@ ASSUMED_BYTES_PER_ATOM, ASSUMED_FREE = 200_000, 4 * 2**30
 """Where memory cannot be measured: a large message-passing model, and a small machine."""
 LEAST_BYTES_PER_ATOM = 2000
 """What dynamics keeps of an atom and its neighbours, beside the model."""
-PROBE_ATOMS, PROBE_SECONDS = (500, 2000, 8000), 0.3
+PROBE_ATOMS, PROBE_SECONDS = (500, 3000), 0.3
 """Sizes that are tried, and the time of a step after which no larger one is."""
+STEPS = 5
+"""Most steps of a probe."""
 DENSER = 20
 """How many times denser than the first structures others may well be."""
 WORTH = 0.9
@@ -82,20 +84,22 @@ def automatic_limits(
     low, high = GPU_ATOMS if on_gpu else CPU_ATOMS
     if not samples or (whole is not None and whole <= low):
         return BatchLimits(low, None)
-    probes = measure(make, samples)
+    # where all of them are few, it is enough to know whether they fit
+    probes = measure(make, samples, [size for size in PROBE_ATOMS if whole is None or size < whole])
     last = probes[-1]
     known = [one for one in probes if one.n_bytes is not None]
     per_atom = max(_slope(known), LEAST_BYTES_PER_ATOM) if known else ASSUMED_BYTES_PER_ATOM
     fit = int(FRACTION * free_memory(make().model) / per_atom)
     pairs = max(last.n_edges / last.n_atoms, 1.0)
-    best = best_size(probes, high) if for_speed and not on_gpu else high
+    few = whole is not None and whole <= PROBE_ATOMS[-1]
+    best = best_size(probes, high) if for_speed and not on_gpu and not few else high
     fit = max(fit, low)
     atoms, most_pairs = min(max(best, low), fit, high), int(pairs * fit)
     # counting pairs costs a search for each structure: not where even a far denser batch would fit
     return BatchLimits(atoms, None if fit > DENSER * atoms else most_pairs, fit, most_pairs)
 
 
-def measure(make: Callable[[], BaseDynamics], samples: Sequence[AtomicData]) -> list[Probe]:
+def measure(make: Callable[[], BaseDynamics], samples: Sequence[AtomicData], sizes: Sequence[int] | None = None) -> list[Probe]:
     """Memory and time of a step with growing copies of the samples, until a step takes long."""
     cutoff = make().model.spec.cutoff
     atoms = [one.n_atoms for one in samples]
@@ -103,7 +107,7 @@ def measure(make: Callable[[], BaseDynamics], samples: Sequence[AtomicData]) -> 
     probes: list[Probe] = []
     # what is allocated once, at the first call, is no part of a batch
     _step(make(), moving_batch(samples[:1], [0]))
-    for size in PROBE_ATOMS:
+    for size in PROBE_ATOMS if sizes is None else sizes:
         index = _enough(atoms, size)
         total, pairs = sum(atoms[i] for i in index), sum(edges[i] for i in index)
         if probes and total < 1.5 * probes[-1].n_atoms:
@@ -176,12 +180,16 @@ def _grown(make: Callable[[], BaseDynamics], chosen: Sequence[AtomicData]) -> tu
 
 
 def _step(dynamics: BaseDynamics, batch: Batch) -> float:
+    """Seconds of a step: the shortest of a few, as long as they are short."""
     dynamics.start(batch)
-    began = time.perf_counter()
-    dynamics.step(batch)
-    if _device(dynamics.model).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    seconds: list[float] = []
+    while len(seconds) < STEPS and sum(seconds) < PROBE_SECONDS / STEPS:
+        began = time.perf_counter()
+        dynamics.step(batch)
+        if _device(dynamics.model).type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def _slope(probes: Sequence[Probe]) -> float:

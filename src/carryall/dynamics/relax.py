@@ -164,6 +164,7 @@ def _work(plan: _Plan, store: Store, requested: Callable[[], bool] | None) -> in
     sized = hasattr(plan.structures, "__len__")
     if plan.errors == "raise" and sized:
         _check_all(plan, check, taken_up, limits, refusal)
+        stream.trust()
     total = len(plan.structures) if plan.progress and sized else None
     with progress_bar("structures", total, len(store)) if plan.progress else nullcontext() as advance:
 

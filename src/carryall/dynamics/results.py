@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +92,8 @@ def _frame(one: RelaxResult) -> str:
 @contextmanager
 def _complete(path: Path) -> Iterator[IO[str]]:
     """A file that gets its name when all is written."""
-    part = path.with_name(f".{os.getpid()}.{path.name}")
+    # one process at a time works in the folder: a part that a kill left behind is written over
+    part = path.with_name(f".{path.name}.part")
     try:
         with part.open("w", encoding="utf-8", newline="") as stream:
             yield stream

@@ -360,6 +360,8 @@ def _as_dataset(dataset: Any) -> Any:
 
 
 def _as_structure(item: Any) -> AtomicData:
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], dict):
+        item = item[0]  # (structure, metadata), as data sets for NVIDIA ALCHEMI Toolkit give it
     if isinstance(item, AtomicData):
         return item
     if isinstance(item, Unreadable):

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from carryall.data.atomic_data import AtomicData
+from carryall.data.atomic_data import AtomicData, unchecked
 from carryall.data.batch import Batch
+from carryall.data.extra_inputs import complete_input, structure_inputs
+from carryall.data.fields import FIELDS, OF_EXTRAS
+from carryall.dynamics.blobs import LABELS
 from carryall.dynamics.samplers import Unreadable
 from carryall.dynamics.thermo import MOVE_MASK
 from carryall.errors import InputError
 from carryall.graph.neighbor_search import neighbor_edges, type_indices
-from carryall.graph.potential import Potential
+from carryall.graph.potential import Potential, PotentialSpec
 
 if TYPE_CHECKING:
     import ase
@@ -23,8 +26,8 @@ OneStructure: TypeAlias = "AtomicData | ase.Atoms | Sourced | Unreadable"
 Structures: TypeAlias = "OneStructure | Batch | Iterable[OneStructure]"
 
 Check: TypeAlias = Callable[[AtomicData], None]
-CONTACT = 0.5
-"""Å, reach of the search that finds coincident atoms; they are much closer."""
+CONTACT = 2.0
+"""Å, reach of the search that finds coincident atoms; they are much closer, but a search with tiny bins takes longer."""
 ERRORS = ("raise", "set_aside")
 
 
@@ -107,16 +110,33 @@ def read_input(index: int, structure: Any) -> Input:
 
 
 def check_structure(data: AtomicData, potential: Potential) -> None:
-    """InputError for no atoms, an unknown element, positions that are not finite, a cell without volume, coincident atoms."""
+    """InputError for no atoms, an unknown element, positions that are not finite, a cell without volume, coincident atoms, and
+    for what the potential takes beside the geometry and the structure has not."""
     if data.n_atoms == 0:
         raise InputError("the structure has no atoms")
     type_indices(data.atomic_numbers, potential.spec.type_map)
     if MOVE_MASK in data.atom_extras and data.atom_extras[MOVE_MASK].numel() not in (data.n_atoms, 3 * data.n_atoms):
         shape = tuple(data.atom_extras[MOVE_MASK].shape)
         raise InputError(f"move_mask has shape {shape}, expected ({data.n_atoms}, 3) or ({data.n_atoms},)")
+    _check_inputs(data, potential.spec)
     cell = torch.zeros(3, 3) if data.cell is None else data.cell
     positions = data.positions.detach().cpu().double().numpy()
     neighbor_edges(positions, cell.detach().cpu().double().numpy(), data.pbc.cpu().numpy(), CONTACT)
+
+
+def _check_inputs(data: AtomicData, spec: PotentialSpec) -> None:
+    """InputError for a structure that lacks what the potential takes beside the geometry."""
+    if not spec.extra_inputs:
+        return
+    found = structure_inputs(data)
+    needs = {
+        "fparam": (1, spec.dim_fparam, spec.default_fparam),
+        "aparam": (data.n_atoms, spec.dim_aparam, None),
+        "spin": (data.n_atoms, 3, None),
+        "charge_spin": (1, spec.dim_chg_spin, spec.default_chg_spin),
+    }
+    for name in spec.extra_inputs:
+        complete_input(name, found.get(name), *needs[name])
 
 
 def check_all(inputs: Iterable[Input]) -> None:
@@ -132,18 +152,21 @@ def finished_structure(original: AtomicData, batch: Batch, index: int) -> Atomic
     A system whose positions are not finite keeps the original's; one whose results are not finite has none.
     """
     rows = slice(int(batch.ptr[index]), int(batch.ptr[index + 1]))
-    atom_keys = ["positions", *(["velocities"] if "velocities" in batch else [])]
-    values: dict[str, Any] = {key: batch.get(key)[rows].clone() for key in atom_keys}
-    if not all(bool(torch.isfinite(value).all()) for value in values.values()):
-        return original.replace(energy=None, forces=None, stress=None)
-    results: dict[str, Any] = {"energy": batch.energy[index].clone(), "forces": batch.forces[rows].clone()}
+    values = {key: batch.get(key)[rows].clone() for key in ("positions", "velocities") if key in batch}
+    results = {"energy": batch.energy[index].clone(), "forces": batch.forces[rows].clone()}
     if original.cell is not None:
         values["cell"] = batch.cell[index].clone()
         if "stress" in batch:
             results["stress"] = batch.stress[index].clone()
-    usable = all(bool(torch.isfinite(value).all()) for value in results.values())
-    labels = {"energy": None, "forces": None, "stress": None}
-    return original.replace(**values, **{**labels, **(results if usable else {})})
+    kept = {name: value for name in FIELDS if name not in LABELS and (value := getattr(original, name)) is not None}
+    if _all_finite(values):
+        kept |= values | (results if _all_finite(results) else {})
+    extras = {level: dict(getattr(original, name)) for level, name in OF_EXTRAS.items()}
+    return unchecked(kept, extras, dict(original.info))
+
+
+def _all_finite(values: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in values.values())
 
 
 def check_errors_argument(errors: str) -> None:

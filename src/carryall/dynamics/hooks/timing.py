@@ -135,19 +135,16 @@ class Profiler:
 
     def __call__(self, batch: Batch, dynamics: Engine) -> None:
         """Begin or end what is recorded."""
-        if self._steps > self.wait + self.warmup + self.active:
+        if self._steps >= self.wait + self.warmup + self.active:
             return
-        if dynamics.current_hook_stage is HookStageEnum.BEFORE_STEP:
-            if self._steps == self.wait:
-                self._start(batch)
-            return
-        self._steps += 1
-        if self._profile is None:
-            return
-        if self._steps == self.wait + self.warmup + self.active:
-            self._stop()
-        else:
+        if dynamics.current_hook_stage is not HookStageEnum.BEFORE_STEP:
+            self._steps += 1
+            if self._steps == self.wait + self.warmup + self.active:
+                self._stop()
+        elif self._profile is not None:
             self._profile.step()
+        elif self._steps == self.wait:
+            self._start(batch)
 
     def _start(self, batch: Batch) -> None:
         kinds = [torch.profiler.ProfilerActivity.CPU]

@@ -7,6 +7,7 @@ does not turn the cell. Numbers of systems are numpy arrays on the host, float64
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.dynamics.constraints import Constraint, FixSymmetry
 from carryall.dynamics.thermo import SQUARE, kinetic_components, mobile
 from carryall.errors import InputError
 
@@ -34,10 +36,15 @@ FLAT = 1e-8
 """Volume over the product of the lengths, below which a cell has none; and relative size of what counts as a zero."""
 
 
-def check_mode(mode: str) -> str:
-    """One of the keys of `CELL_DEGREES`."""
+def check_mode(mode: str, constraints: Sequence[Constraint] = ()) -> str:
+    """One of the keys of `CELL_DEGREES`; only isotropic with constraints that forbid strains."""
     if mode not in CELL_DEGREES:
         raise InputError(f"mode must be one of {', '.join(CELL_DEGREES)}, got {mode!r}")
+    if mode != "isotropic" and any(isinstance(one, FixSymmetry) for one in constraints):
+        raise InputError(
+            f"mode {mode!r} with FixSymmetry: the barostat would excite strains that the symmetry forbids; "
+            "use mode='isotropic', or no FixSymmetry"
+        )
     return mode
 
 

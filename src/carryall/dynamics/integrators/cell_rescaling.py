@@ -117,7 +117,7 @@ class NPTStochasticCellRescaling(BaseDynamics):
         self._tau = Parameter.of("tau", tau, fs, positive=True)
         self._barostat_tau = Parameter.of("barostat_tau", barostat_tau, fs, positive=True)
         self._compressibility = Parameter.of("compressibility", compressibility, 1 / GPa, positive=True)
-        self.mode = check_mode(mode)
+        self.mode = check_mode(mode, self.constraints)
         self.seed = check_seed(seed)
         self.removed_degrees = check_removed_degrees(removed_degrees)
 

@@ -113,7 +113,7 @@ class NPH(BaseDynamics):
         self._timestep = Parameter.of("timestep", timestep, fs, positive=True)
         self._barostat_tau = Parameter.of("barostat_tau", barostat_tau, fs, positive=True)
         self._temperature = Parameter.of("temperature", temperature, kB, positive=True)
-        self.mode = check_mode(mode)
+        self.mode = check_mode(mode, self.constraints)
         self.removed_degrees = check_removed_degrees(removed_degrees)
 
     def prepare(self, batch: Batch) -> None:

@@ -1,6 +1,6 @@
-"""Functions of 3 x 3 matrices, (..., 3, 3) float64, whose last bits do not depend on what else is in the batch.
+"""Functions of 3 x 3 matrices, (n, 3, 3) float64, whose last bits do not depend on what else is in the batch.
 
-Every product is written out term by term: batched BLAS and `torch.linalg.matrix_exp` round differently for other batches.
+`torch.linalg.matrix_exp` does not serve: it chooses its method, and so its rounding, by the batch.
 """
 
 from __future__ import annotations
@@ -29,35 +29,38 @@ def identity(like: Tensor) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b."""
-    x, y, z = (a[..., None] * b[..., None, :, :]).unbind(-2)
+    if a.device.type == "cpu":
+        # for matrices this small torch runs plain loops, the same for each, and no BLAS
+        return torch.bmm(a, b)
+    x, y, z = (a[:, :, :, None] * b[:, None]).unbind(2)
     return (x + y) + z
 
 
 def cofactors(a: Tensor) -> Tensor:
-    """Signed minors: a^T cofactors(a) = det(a)."""
+    """(..., 3, 3) signed minors: a^T cofactors(a) = det(a)."""
     return torch.linalg.cross(a.roll(-1, -2), a.roll(-2, -2), dim=-1)
 
 
 def determinant(a: Tensor, minors: Tensor | None = None) -> Tensor:
-    """(...)."""
+    """(...) of matrices (..., 3, 3)."""
     x, y, z = (a[..., 0, :] * (cofactors(a) if minors is None else minors)[..., 0, :]).unbind(-1)
     return (x + y) + z
 
 
 def inverse(a: Tensor) -> Tensor:
-    """a^-1; infinite or NaN where there is none."""
+    """(..., 3, 3) a^-1; infinite or NaN where there is none."""
     minors = cofactors(a)
     return minors.transpose(-1, -2) / determinant(a, minors)[..., None, None]
 
 
 def trace(a: Tensor) -> Tensor:
-    """(...)."""
+    """(n,)."""
     x, y, z = a.diagonal(dim1=-2, dim2=-1).unbind(-1)
     return (x + y) + z
 
 
 def norm(a: Tensor) -> Tensor:
-    """(...), largest sum of the sizes of a row: no smaller than any eigenvalue."""
+    """(n,), largest sum of the sizes of a row: no smaller than any eigenvalue."""
     x, y, z = a.abs().unbind(-1)
     return ((x + y) + z).amax(-1)
 
@@ -70,7 +73,7 @@ def exponential(a: Tensor) -> Tensor:
     even = PADE[6] * sixth + PADE[4] * fourth + PADE[2] * squared + PADE[0] * identity(a)
     value = product(inverse(even - odd), even + odd)
     while bool((left := part < 1.0).any()):
-        value = torch.where(left[..., None, None], product(value, value), value)
+        value = torch.where(left[:, None, None], product(value, value), value)
         part = 2.0 * part
     return value
 
@@ -81,7 +84,7 @@ def exponential_derivative(a: Tensor, direction: Tensor) -> Tensor:
     Al-Mohy and Higham, SIAM J. Matrix Anal. Appl. 30, 1639 (2009).
     """
     a, part = _halved(a)
-    direction = direction * part[..., None, None]
+    direction = direction * part[:, None, None]
     squared, fourth, sixth = _even_powers(a)
     d_squared = product(a, direction) + product(direction, a)
     d_fourth = product(squared, d_squared) + product(d_squared, squared)
@@ -95,7 +98,7 @@ def exponential_derivative(a: Tensor, direction: Tensor) -> Tensor:
     value = product(divisor, even + odd)
     slope = product(divisor, (d_odd + d_even) + product(d_odd - d_even, value))
     while bool((left := part < 1.0).any()):
-        chosen = left[..., None, None]
+        chosen = left[:, None, None]
         slope = torch.where(chosen, product(value, slope) + product(slope, value), slope)
         value = torch.where(chosen, product(value, value), value)
         part = 2.0 * part
@@ -103,7 +106,7 @@ def exponential_derivative(a: Tensor, direction: Tensor) -> Tensor:
 
 
 def _halved(a: Tensor) -> tuple[Tensor, Tensor]:
-    """a times 1/2, 1/4 ... until it is within the reach of the approximant, and that power (...)."""
+    """a times 1/2, 1/4 ... until it is within the reach of the approximant, and that power (n,)."""
     size = norm(a)
     part = torch.ones_like(size)
     for _ in range(MAX_HALVINGS):
@@ -111,7 +114,7 @@ def _halved(a: Tensor) -> tuple[Tensor, Tensor]:
         if not bool(far.any()):
             break
         size, part = torch.where(far, 0.5 * size, size), torch.where(far, 0.5 * part, part)
-    return a * part[..., None, None], part
+    return a * part[:, None, None], part
 
 
 def _even_powers(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,17 +130,20 @@ def logarithm(a: Tensor) -> Tensor:
     rule, which is a Padé approximant: Dieci, Morini, Papini, SIAM J. Matrix Anal. Appl. 17, 570 (1996).
     """
     one = identity(a)
-    a = torch.where((determinant(a) > 0)[..., None, None], a, torch.nan)
-    scale = torch.ones_like(a[..., 0, 0])
+    a = torch.where((determinant(a) > 0)[:, None, None], a, torch.nan)
+    scale = torch.ones_like(a[:, 0, 0])
     for _ in range(MAX_HALVINGS):
         far = norm(a - one) > NEAR_ONE
         if not bool(far.any()):
             break
-        a = torch.where(far[..., None, None], square_root(a), a)
+        a = torch.where(far[:, None, None], square_root(a), a)
         scale = torch.where(far, 2.0 * scale, scale)
     nodes, weights = (torch.as_tensor(x, dtype=a.dtype, device=a.device)[:, None, None] for x in (NODES, WEIGHTS))
-    shift = (a - one)[..., None, :, :]
-    return scale[..., None, None] * _sum_of_eight(weights * product(shift, inverse(one + nodes * shift)))
+    shift = a - one
+    total = weights * inverse(one + nodes * shift[:, None])
+    for half in (4, 2, 1):
+        total = total[:, :half] + total[:, half:]
+    return product(shift * scale[:, None, None], total[:, 0])
 
 
 def square_root(a: Tensor) -> Tensor:
@@ -146,10 +152,3 @@ def square_root(a: Tensor) -> Tensor:
     for _ in range(ROOT_STEPS):
         root, inverse_root = 0.5 * (root + inverse(inverse_root)), 0.5 * (inverse_root + inverse(root))
     return root
-
-
-def _sum_of_eight(terms: Tensor) -> Tensor:
-    """Sum over the third axis from the end, in one order."""
-    for half in (4, 2, 1):
-        terms = terms[..., :half, :, :] + terms[..., half:, :, :]
-    return terms[..., 0, :, :]
