@@ -10,7 +10,7 @@ import pytest
 from barostat_samples import LooseAtoms, ScaledSprings, canonical_gases, shape_of
 from dynamics_samples import argon, batch_of
 
-from carryall.data.units import GPa, kB
+from carryall.data.units import GPa, fs, kB
 from carryall.dynamics import NVTLangevin, initialize_velocities
 from carryall.dynamics.integrators.cell_motion import CELL_DEGREES, squared
 from carryall.dynamics.integrators.cell_rescaling import NPTStochasticCellRescaling
@@ -42,7 +42,8 @@ def samples(barostat, batch, n_steps, every=10):
         kinetic.append(kinetic_energy(batch).numpy() / KT)
         cells.append(batch.cell.numpy())
         if isinstance(barostat, NPT):
-            rates.append(barostat._numbers(batch).inertia * squared(batch.get("npt_rate").numpy()) / KT)
+            inertia = (3 * (len(batch.positions) / batch.n_systems - 1) + 3) * KT * (100.0 * fs) ** 2 / 3
+            rates.append(inertia * squared(batch.get("npt_rate").numpy()) / KT)
     assert not any("failure" in one for one in batch.info)
     return tuple(np.array(one) for one in (volumes, kinetic, cells, rates))
 

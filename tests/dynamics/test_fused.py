@@ -4,7 +4,7 @@ import pytest
 import torch
 from dynamics_samples import LennardJones, Well, atoms_in_well, batch_of, cluster, record
 
-from carryall.dynamics import FIRE, NVE, FusedStage, HookStageEnum, NVTLangevin, Outcome
+from carryall.dynamics import FIRE, NVE, BiasPotential, FusedStage, HookStageEnum, NVTLangevin, Outcome
 from carryall.errors import InputError
 
 
@@ -273,3 +273,31 @@ def test_repr_names_the_stages():
     potential = Well()
     text = repr(NVE(potential, n_steps=2) + FIRE(potential, convergence_hook=0.1))
     assert text.startswith("FusedStage(step_count=0, 0: NVE(Well")
+
+
+def test_a_stage_does_not_move_by_the_forces_of_the_stage_before():
+    def spring(batch):
+        energy = torch.zeros(batch.n_systems, dtype=torch.float64)
+        energy = energy.index_add(0, batch.system, 0.25 * batch.positions.square().sum(1))
+        return {"energy": energy, "forces": -0.5 * batch.positions}
+
+    potential, batch, parts = Well(), some(2, 3), some(2, 3)
+    (NVE(potential, n_steps=2, hooks=[BiasPotential(spring)]) + NVE(potential, n_steps=3)).run(batch)
+    NVE(Well(k=1.5)).run(parts, 2)
+    NVE(potential).run(parts, 3)
+    assert torch.allclose(batch.positions, parts.positions, rtol=0, atol=1e-14)
+    # a call at the start, one a step, and one more where the bias ends
+    assert potential.n_calls == 7 + 4
+
+
+def test_a_run_cut_where_a_system_enters_a_stage_is_one_run():
+    def fused(potential):
+        return FIRE(potential, n_steps=1) + FIRE(potential, n_steps=4, convergence_hook=1.0)
+
+    whole, parts, potential = some(1, 2), some(1, 2), Well()
+    fused(potential).run(whole, 6)
+    again = fused(potential)
+    for _ in range(6):
+        again.run(parts, 1)
+    for key in whole.keys():  # noqa: SIM118
+        assert torch.equal(whole.get(key), parts.get(key)), key

@@ -23,13 +23,13 @@ from carryall.dynamics import ConvergenceHook, FusedStage, HookStageEnum, Outcom
 from carryall.dynamics.inflight import moving_batch
 from carryall.dynamics.integrators import NVE, NVTLangevin, NVTVelocityRescaling
 from carryall.dynamics.optimizers import FIRE, LBFGS, GradientDescent
-from carryall.dynamics.samplers import SizeAwareSampler, Unreadable
-from carryall.dynamics.sinks import MemorySink
+from carryall.dynamics.samplers import Room, SizeAwareSampler, Unreadable
+from carryall.dynamics.sinks import MemorySink, SinkFullError
 from carryall.dynamics.status import REASON
 from carryall.graph import PotentialSpec, edge_vectors, segment_sum
 
 MINUTES = float(os.environ.get("CARRYALL_HYPOTHESIS_MINUTES", "0"))
-quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 long = settings(max_examples=100, deadline=None, derandomize=False, database=None)
 
 STAGES = {
@@ -90,13 +90,15 @@ class Plan:
     skip: set
     chunk: int | None
     """Steps of each call of run; None for one call."""
+    restart: int | None
+    """Steps after which the process is lost, and a new one goes on with what its sinks have not; None for never."""
     seed: int
 
 
 @st.composite
 def plans(draw):
     name = st.sampled_from(sorted(STAGES))
-    steps, fmax = st.integers(1, 9), st.sampled_from([0.05, 0.5, 1.5])
+    steps, fmax = st.integers(0, 9), st.sampled_from([0.05, 0.5, 1.5])
     stage = st.tuples(name, steps, st.none() | fmax, st.integers(1, 3))
     systems = draw(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(KINDS), st.booleans()), min_size=1, max_size=12))
     capacities = draw(st.none() | st.lists(st.integers(0, 3), max_size=2))
@@ -112,6 +114,7 @@ def plans(draw):
         draw(st.sampled_from(["list", "generator", "metadata"])),
         draw(st.sets(st.integers(0, 11), max_size=2)),
         None if capacities is None else draw(st.none() | st.integers(1, 6)),
+        None if capacities is None else draw(st.none() | st.integers(0, 20)),
         draw(st.integers(0, 10**6)),
     )
 
@@ -190,25 +193,15 @@ class Watch:
             assert limits.max_edges is None or 2 * batch.n_atoms <= limits.max_edges
 
 
-def check(plan):
+def check_run(plan):
     items = [structure_of(plan, i) for i in range(len(plan.systems))]
-    sizes = [one.n_atoms for one in items if isinstance(one, AtomicData)]
-    max_atoms = None if plan.spare_atoms is None else max(1, *sizes, 1) + plan.spare_atoms
-    unreadable = Counter()
-    source = {"list": items, "generator": (one for one in items), "metadata": WithMetadata(items)}[plan.source]
-    sampler = SizeAwareSampler(
-        source,
-        max_atoms,
-        2 * max(sizes, default=1) + 5 if plan.count_edges and any(sizes) else None,
-        plan.max_systems,
-        count_edges=edges_of,
-        look_ahead=plan.look_ahead,
-        skip=plan.skip,
-        on_unreadable=lambda index, reason: unreadable.update([index]),
-    )
+    unreadable, announced = Counter(), Counter()
     sinks = [] if plan.capacities is None else [*map(MemorySink, plan.capacities), MemorySink()]
-    watch = Watch(sampler)
-    engine = stages_of(plan, Springs(), sampler=sampler, sinks=sinks, refill_frequency=plan.frequency, hooks=[watch])
+    if plan.restart is not None:
+        engine, watch, _ = engine_for(plan, items, plan.skip, sinks, Counter())
+        engine.run(n_steps=plan.restart)
+        announced = Counter({name: count for name, count in watch.announced.items() if name in ids_in(sinks)})
+    engine, watch, _ = engine_for(plan, items, plan.skip | ids_in(sinks), sinks, unreadable)
     result = run(engine, plan.chunk)
     wanted = [i for i in range(len(items)) if i not in plan.skip]
     assert unreadable == Counter(i for i in wanted if plan.systems[i][1] == "unreadable")
@@ -226,7 +219,51 @@ def check(plan):
     for index in wanted:
         check_as_alone(plan, index, items[index], found[index])
     succeeded = [i for i in wanted if int(found[i].outcome[0]) != Outcome.FAILED]
-    assert watch.announced == Counter(succeeded)
+    assert announced + watch.announced == Counter(succeeded)
+
+
+def check_small_sinks(plan):
+    items = [structure_of(plan, i) for i in range(len(plan.systems))]
+    sinks = [MemorySink(capacity) for capacity in plan.capacities or [2]]
+    engine, _, sampler = engine_for(plan, items, plan.skip, sinks, Counter())
+    full = False
+    try:
+        run(engine, plan.chunk)
+    except SinkFullError:
+        full = True
+    check_filled_in_order([*sinks, MemorySink()])
+    held = [] if engine.active_batch is None else engine.active_batch.get("system_id").tolist()
+    waiting = []
+    while drawn := sampler.draw(Room(), must=True):
+        waiting += [index for index, _ in drawn]
+    written = [name for sink in sinks if len(sink) for name in sink.read().get("system_id").tolist()]
+    wanted = [i for i in range(len(items)) if i not in plan.skip and plan.systems[i][1] != "unreadable"]
+    assert sorted([*written, *held, *waiting]) == wanted
+    assert full == (len(wanted) > sum(sink.capacity for sink in sinks))
+    assert full or not (held or waiting)
+
+
+def engine_for(plan, items, skip, sinks, unreadable):
+    """An engine in flight, the hook that watches it, and its sampler."""
+    sizes = [one.n_atoms for one in items if isinstance(one, AtomicData)]
+    source = {"list": items, "generator": (one for one in items), "metadata": WithMetadata(items)}[plan.source]
+    sampler = SizeAwareSampler(
+        source,
+        None if plan.spare_atoms is None else max([1, *sizes]) + plan.spare_atoms,
+        2 * max(sizes) + 5 if plan.count_edges and any(sizes) else None,
+        plan.max_systems,
+        count_edges=edges_of,
+        look_ahead=plan.look_ahead,
+        skip=skip,
+        on_unreadable=lambda index, reason: unreadable.update([index]),
+    )
+    watch = Watch(sampler)
+    engine = stages_of(plan, Springs(), sampler=sampler, sinks=sinks, refill_frequency=plan.frequency, hooks=[watch])
+    return engine, watch, sampler
+
+
+def ids_in(sinks):
+    return {name for sink in sinks if len(sink) for name in sink.read().get("system_id").tolist()}
 
 
 def run(engine, chunk):
@@ -286,21 +323,30 @@ def quiet(caplog):
     caplog.set_level(logging.ERROR, "carryall.dynamics")
 
 
-def test_nothing_is_lost_duplicated_reordered_or_changed():
+def examine(check):
+    """Run a check on many plans, or for its share of the minutes that are asked for."""
     if not MINUTES:
         quick(given(plans())(check))()
         return
-    end, seed = time.monotonic() + 60 * MINUTES, time.time_ns() % 10**9
+    end, seed = time.monotonic() + 60 * MINUTES * (0.8 if check is check_run else 0.2), time.time_ns() % 10**9
     while time.monotonic() < end:
         hypothesis.seed(seed)(long(given(plans())(check)))()
         seed += 1
 
 
+def test_nothing_is_lost_duplicated_reordered_or_changed():
+    examine(check_run)
+
+
+def test_sinks_that_are_too_small_lose_nothing():
+    """What has no room in a sink is still in the batch, or was not drawn yet: the error comes before anything is removed."""
+    examine(check_small_sinks)
+
+
 def test_the_oracle_would_notice():
     """A run in which one system is swapped for another, or changed in one bit, fails the check."""
-    plan = Plan(
-        [(2, "sound", True), (2, "sound", True)], [("nve", 3, None, 1)], 0, None, False, 1, 1, None, "list", set(), None, 0
-    )
+    systems, stages = [(2, "sound", True), (2, "sound", True)], [("nve", 3, None, 1)]
+    plan = Plan(systems, stages, 0, None, False, 1, 1, None, "list", set(), None, None, 0)
     engine = stages_of(plan, Springs(), sampler=SizeAwareSampler([structure_of(plan, 0), structure_of(plan, 1)]))
     found = engine.run()
     data = structure_of(plan, 0)

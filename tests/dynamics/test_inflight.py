@@ -201,3 +201,14 @@ def test_no_steps_are_asked_for_and_the_batch_may_be_given():
     found = engine.run(batch_of(atoms_in_well(2, 0)))
     assert found.system_id.tolist() == [0, 1]
     assert calls
+
+
+def test_how_often_the_criterion_is_looked_at_counts_each_systems_own_steps():
+    potential, structures = Well(), wells(3, 1, 2, 3, 1)
+    hook = ConvergenceHook.from_fmax(0.2, frequency=3)
+    engine = FIRE(potential, convergence_hook=hook, sampler=SizeAwareSampler(structures, max_atoms=4), refill_frequency=1)
+    found = engine.run()
+    for index, data in enumerate(structures):
+        one = alone(lambda: FIRE(potential, convergence_hook=hook), data, index, 1000)
+        assert found.get("fire_steps")[index] == one.get("fire_steps")[0]
+        assert torch.equal(found.index_select([index]).positions, one.positions)

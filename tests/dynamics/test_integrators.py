@@ -261,6 +261,8 @@ def test_initial_velocities_obey_constraints():
     for removed in (True, False):
         initialize_velocities(free, [50.0, 80.0], seed=1, exact=True, constraints=[center], remove_translation=removed)
         np.testing.assert_allclose(kinetic_energy(free), [93 * kB * 50.0 / 2, 9 * kB * 80.0 / 2], rtol=1e-12)
+        momentum = torch.zeros(2, 3, dtype=torch.float64).index_add(0, free.system, free.velocities)
+        assert momentum.abs().max() < 1e-12
 
 
 def test_noise_obeys_constraints():

@@ -46,10 +46,10 @@ def test_a_ramp_is_a_linear_interpolation_for_each_system(case):
 
 
 def test_before_its_first_and_after_its_last_step_a_ramp_is_exactly_its_end():
-    parameter = Parameter.of("temperature", Ramp((10, 17), (0.1, 0.7)))
+    parameter = Parameter.of("temperature", Ramp((10, 17), (0.2, 0.9)))
     assert not parameter.constant
     found = parameter.at(batch_with_ids([0, 1, 2, 3]), torch.tensor([0, 10, 17, 10**9]))
-    assert found.tolist() == [0.1, 0.1, 0.7, 0.7]
+    assert found.tolist() == [0.2, 0.2, 0.9, 0.9]
 
 
 def test_one_number_goes_for_all_and_a_list_by_system_id():

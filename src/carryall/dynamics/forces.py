@@ -80,6 +80,10 @@ class ForceEvaluator:
             return False
         return self._current.holds(batch.positions, batch.cell, batch.atomic_numbers)
 
+    def forget(self) -> None:
+        """Take the forces of the batch as those of no positions."""
+        self._current = None
+
     def mark_current(self, batch: Batch) -> None:
         """Take the forces of the batch as those of its positions: after a move that does not change them."""
         self._current = Snapshot.of(batch.positions, batch.cell, batch.atomic_numbers)

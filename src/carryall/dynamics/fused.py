@@ -210,6 +210,9 @@ def _check(statuses: tuple[int, ...], parts: tuple[BaseDynamics, ...]) -> None:
                 f"{type(part).__name__} has another model than {type(parts[0]).__name__}: a fused stage makes one model call a "
                 "step; give all stages the same object, or run them one after the other"
             )
+    for part in parts:
+        if part.n_steps == 0:
+            raise InputError(f"{type(part).__name__} has n_steps=0: a stage takes at least one step; leave it out")
     for part in parts[:-1]:
         if not _ends(part):
             raise InputError(

@@ -37,8 +37,13 @@ def _leaving(engine: Engine, one: Active, batch: Batch) -> tuple[Tensor, Tensor]
     """(n_systems,) bool by the criterion and by the number of steps, None where no system leaves."""
     part, hook = one.part, one.part.convergence_hook
     by_criterion = by_steps = None
-    if hook is not None and engine.completed_steps % hook.frequency == 0:
+    if hook is not None:
         by_criterion = within(hook.converged(batch), one.mask)
+        if hook.frequency > 1:
+            by_criterion = by_criterion & (part.steps(batch) % hook.frequency == 0)
+        # only where systems begin may one be done without a step: else a run cut in two would differ from one
+        if engine.part_of(engine.entry_status) not in (None, part):
+            by_criterion = by_criterion & (part.steps(batch) > 0)
     if engine.counts_own_steps and part.n_steps is not None:
         by_steps = within(part.steps(batch) >= part.n_steps, one.mask)
     if by_criterion is None and by_steps is None:
@@ -55,6 +60,9 @@ def _move(engine: Engine, batch: Batch, part: BaseDynamics, by_criterion: Tensor
     following = engine.part_of(target)
     if following is not None:
         following.enter(batch, leaving)
+        if part.hooks.shape_forces or following.hooks.shape_forces or part.constraints != following.constraints:
+            # the forces are those of the part that was left
+            engine.evaluator.forget()
     else:
         outcome = batch.get(OUTCOME).masked_fill(by_criterion, int(Outcome.CONVERGED))
         batch.set(OUTCOME, outcome.masked_fill(by_steps, int(Outcome.STEP_BUDGET)))

@@ -90,8 +90,8 @@ def removed(engine: Engine, batch: Batch | None, sinks: Sequence[DataSink]) -> B
         engine.go_on_with(None, None)
         return None
     current = engine.forces_are_current(batch)
-    left = batch.index_select(kept)
-    engine.go_on_with(left, None, current)
+    left, unprimed = batch.index_select(kept), engine.roster.unprimed
+    engine.go_on_with(left, None if unprimed is None else unprimed[kept], current)
     return left
 
 
@@ -104,12 +104,15 @@ def admitted(engine: Engine, batch: Batch | None, new: Batch) -> Batch:
         new.energy = torch.full((new.n_systems,), torch.nan, dtype=torch.float64, device=new.device)
     if "forces" not in new:
         new.forces = torch.zeros_like(new.positions)
+    if "virial" not in new and any("virial" in part.__needs_keys__ for part in engine.parts):
+        new.set("virial", torch.zeros(new.n_systems, 3, 3, dtype=torch.float64, device=new.device), level="system")
     unprimed = torch.ones(new.n_systems, dtype=torch.bool, device=new.device)
     if batch is None:
         engine.go_on_with(new, unprimed)
         return new
     current = engine.forces_are_current(batch)
-    old = torch.zeros(batch.n_systems, dtype=torch.bool, device=batch.device)
+    old = engine.roster.unprimed
+    old = torch.zeros(batch.n_systems, dtype=torch.bool, device=batch.device) if old is None else old
     joined = Batch.joined([(batch, None), (new, None)], fill=blanks(batch, new))
     engine.go_on_with(joined, torch.cat([old, unprimed]), current)
     return joined

@@ -104,6 +104,11 @@ class HookRegistry:
     def __len__(self) -> int:
         return len(self._all)
 
+    @property
+    def shape_forces(self) -> bool:
+        """Whether a hook changes forces."""
+        return bool(self._of_forces)
+
     def on_forces(self, batch: Batch, dynamics: Engine, mask: Tensor | None) -> None:
         """Let hooks change the forces that were evaluated, at the first evaluation too, in the order of registration."""
         for hook in self._of_forces:
