@@ -37,7 +37,7 @@ CRYSTALS = {
     "rutile": lambda: crystal(["Ar", "Cu"], [(0, 0, 0), (0.3, 0.3, 0)], spacegroup=136, cellpar=[7.5, 7.5, 5.0, 90, 90, 90]),
     "quartz": quartz_like,
     "monoclinic": lambda: crystal(["Ar"], [(0.2754, 0.0395, 0.2083)], spacegroup=14, cellpar=[6.5, 6.6, 6.8, 90, 99.2, 90]),
-    "polar": lambda: ase.build.bulk("ArCu", "wurtzite", a=5.2, c=8.6),
+    "polar": lambda: ase.build.bulk("ArCu", "wurtzite", a=5.2, c=8.6) * (2, 2, 1),
 }
 
 
@@ -234,6 +234,18 @@ def test_fixed_atoms_stay_fixed_in_their_symmetry():
     fixed = batch.atomic_numbers == 29
     torch.testing.assert_close(batch.positions[fixed], before[fixed], atol=1e-12, rtol=0)
     # argon sits where every mirror fixes it
+    assert dynamics.degrees_of_freedom(batch).tolist() == [1.0]
+
+
+def test_one_fixed_atom_takes_the_symmetry_that_would_move_it():
+    batch = batch_of(turned("fcc"))
+    constraint = FixSymmetry()
+    dynamics = NVE(LennardJones(), constraints=[FixAtoms([0]), constraint])
+    dynamics.run(batch, 0)
+    assert constraint.numbers(batch) == [221]
+    forces = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    forces[0] = 0
+    assert constraint.forces(batch, forces)[0].abs().max() < 1e-15
     assert dynamics.degrees_of_freedom(batch).tolist() == [1.0]
 
 

@@ -108,6 +108,8 @@ def test_a_trajectory_can_be_read_while_it_is_written(tmp_path):
 
     NVE(Well(), hooks=[HDF5Trajectory(path, 2), Reader()]).run(pair(), 4)
     assert seen == [[0], [0, 2], [0, 2], [0, 2, 4]]
+    with h5py.File(path, "r") as file:
+        assert file["committed"][0] == len(file["step"]) == 3
 
 
 KILLED = """

@@ -104,11 +104,12 @@ def test_systems_that_are_done_keep_what_they_have():
     batch = batch_of(cluster(4, 1), cluster(7, 2))
     FIRE(LennardJones(), hooks=[BiasPotential(spring(0.05))], convergence_hook=0.01).run(batch, 300)
     assert batch.outcome.tolist() == [Outcome.CONVERGED] * 2
-    alone = batch_of(cluster(4, 1))
-    FIRE(LennardJones(), hooks=[BiasPotential(spring(0.05))], convergence_hook=0.01).run(alone, 300)
-    for key in ("energy", "bias_energy", "virial", "stress"):
-        assert torch.equal(batch.get(key)[:1], alone.get(key)), key
-    assert torch.equal(batch.forces[:4], alone.forces)
+    assert batch.fire_steps[0] != batch.fire_steps[1]
+    for index in (0, 1):
+        one, alone = batch.index_select([index]), batch_of(cluster(4, 1) if index == 0 else cluster(7, 2))
+        FIRE(LennardJones(), hooks=[BiasPotential(spring(0.05))], convergence_hook=0.01).run(alone, 300)
+        for key in ("energy", "bias_energy", "virial", "stress", "forces"):
+            assert torch.equal(one.get(key), alone.get(key)), key
 
 
 def test_a_bias_in_one_stage_stays_there():
@@ -165,6 +166,15 @@ def test_clamped_forces_keep_their_direction_and_small_ones_their_bits():
         MaxForceClamp(0.0)
 
 
+def test_a_clamp_in_one_stage_stays_there():
+    well = Well(k=10.0)
+    batch = batch_of(atoms_in_well(3, 1), atoms_in_well(3, 1))
+    batch.set("status", torch.tensor([0, 1]), level="system")
+    (NVE(well, n_steps=9, hooks=[MaxForceClamp(4.0)]) + NVE(well, n_steps=9)).run(batch, 0)
+    assert batch.forces[:3].norm(dim=1).max() < 4.0 + 1e-12
+    assert batch.forces[3:].norm(dim=1).max() > 4.5
+
+
 def test_a_clamp_gets_a_bad_start_past_what_would_end_it():
     close = AtomicData([[0.0, 0.0, 0.0], [1.2, 0.0, 0.0], [0.0, 4.0, 0.0]], [18] * 3)
     batch = batch_of(close)
@@ -179,13 +189,18 @@ FROZEN = torch.tensor([True, False, False, True, False])
 @pytest.mark.parametrize("make", [lambda **k: NVE(Well(), 3.0, **k), lambda **k: NVTLangevin(Well(), friction=50.0, **k)])
 def test_frozen_atoms_keep_positions_and_velocities_for_their_span(make):
     batch = pair()
-    seen = []
+    seen, pulled = [], []
 
     def note(batch, dynamics):
-        seen.append((batch.positions.clone(), batch.velocities.clone()))
+        if dynamics.current_hook_stage is HookStageEnum.BEFORE_STEP:
+            seen.append((batch.positions.clone(), batch.velocities.clone()))
+        else:
+            pulled.append((batch.forces != 0).any(1).tolist())
 
-    note.stages, note.frequency = (HookStageEnum.BEFORE_STEP,), 1
+    note.stages, note.frequency = (HookStageEnum.BEFORE_STEP, HookStageEnum.BEFORE_PRE_UPDATE), 1
     make(hooks=[note, FreezeAtoms([0], start=2, stop=6)]).run(batch, 9)
+    assert pulled[2:6] == [(~FROZEN).tolist()] * 4
+    assert pulled[1] == [True] * 5
     for step in range(8):
         (x, v), (y, w) = seen[step], seen[step + 1]
         same = (x == y).all(1) & (v == w).all(1)

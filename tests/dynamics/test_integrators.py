@@ -13,10 +13,18 @@ from dynamics_samples import LennardJones, Well, argon, atoms_in_well, batch_of,
 
 from carryall.data import AtomicData
 from carryall.data.units import GPa, fs, kB
-from carryall.dynamics import EnergyDriftMonitor, initialize_velocities, load_checkpoint, save_checkpoint
+from carryall.dynamics import (
+    NVE,
+    EnergyDriftMonitor,
+    NVTLangevin,
+    NVTNoseHoover,
+    NVTVelocityRescaling,
+    Ramp,
+    initialize_velocities,
+    load_checkpoint,
+    save_checkpoint,
+)
 from carryall.dynamics.constraints import FixAtoms, FixCenterOfMass
-from carryall.dynamics.integrators import NVE, NVTLangevin, NVTNoseHoover, NVTVelocityRescaling
-from carryall.dynamics.parameters import Ramp
 from carryall.dynamics.thermo import degrees_of_freedom, kinetic_energy, pressure, temperature
 from carryall.errors import InputError
 

@@ -14,9 +14,15 @@ from scipy import stats
 from thermostat_samples import Lattice, displacements, ring
 
 from carryall.data.units import kB
-from carryall.dynamics import FIRE, initialize_velocities
-from carryall.dynamics.integrators import NVE, NVTLangevin, NVTNoseHoover, NVTVelocityRescaling
-from carryall.dynamics.parameters import Ramp
+from carryall.dynamics import (
+    FIRE,
+    NVE,
+    NVTLangevin,
+    NVTNoseHoover,
+    NVTVelocityRescaling,
+    Ramp,
+    initialize_velocities,
+)
 from carryall.dynamics.thermo import kinetic_energy
 from carryall.errors import InputError
 

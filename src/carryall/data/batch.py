@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,26 +133,22 @@ class Batch:
     @property
     def ptr(self) -> Tensor:
         """(n_systems + 1,) int64; the atoms of system i are the rows ptr[i]:ptr[i + 1]."""
-        cache = self._cache
-        return cache["ptr"] if "ptr" in cache else self._counted("ptr")
+        return self._counted("ptr")
 
     @property
     def edge_ptr(self) -> Tensor:
         """(n_systems + 1,) int64; the edges of system i are the rows edge_ptr[i]:edge_ptr[i + 1]."""
-        cache = self._cache
-        return cache["edge_ptr"] if "edge_ptr" in cache else self._counted("edge_ptr")
+        return self._counted("edge_ptr")
 
     @property
     def system(self) -> Tensor:
         """(n_atoms,) int64, which system an atom belongs to."""
-        cache = self._cache
-        return cache["system"] if "system" in cache else self._counted("system")
+        return self._counted("system")
 
     @property
     def edge_system(self) -> Tensor:
         """(n_edges,) int64, which system an edge belongs to."""
-        cache = self._cache
-        return cache["edge_system"] if "edge_system" in cache else self._counted("edge_system")
+        return self._counted("edge_system")
 
     @property
     def volume(self) -> Tensor:
@@ -186,7 +182,8 @@ class Batch:
             # The step's hot path: a key that is there, in a batch without spare room, gets a tensor of the same kind.
             old, table, _ = shown
             if table[key] is old and value.dtype is old.dtype and value.shape == old.shape and value.device == old.device:
-                self._put_shown(key, value, table, shown[2])
+                table[key] = value
+                self._remember(key, value, table, shown[2])
                 return
         known = self._columns.level_of(key) or (FIELDS[key].level if key in FIELDS else None)
         if known is None and level not in LEVELS:
@@ -204,14 +201,16 @@ class Batch:
             room[:rows] = tensor
             tensor = room
         self._columns.values[level][key] = tensor
-        self._forget(key)
+        self._forget([key])
+        self._shown.pop(key, None)
 
     def remove(self, key: str) -> None:
         """Drop a key."""
         if key in ("positions", "atomic_numbers", "cell", "pbc"):
             raise InputError(f"{key!r} cannot be removed: every system has it")
         del self._columns.values[self.level_of(key)][key]
-        self._forget(key)
+        self._forget([key])
+        self._shown.pop(key, None)
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and (key in self._shown or self._columns.level_of(key) is not None)
@@ -331,33 +330,28 @@ class Batch:
 
     def _use(self, columns: Columns, capacity: dict[str, int] | None = None) -> None:
         """Hold these columns, and forget what was derived from those before."""
-        attributes = self.__dict__
-        for key in attributes.get("_shown", ()):
+        self._forget(self.__dict__.get("_shown", ()))
+        self._columns, self._capacity = columns, capacity or dict(columns.sizes)
+        self._cache, self._shown = {}, {}
+
+    def _forget(self, keys: Iterable[str]) -> None:
+        for key in keys:
             if key[:1] != "_":
-                attributes.pop(key, None)
-        attributes["_columns"] = columns
-        attributes["_capacity"] = capacity or dict(columns.sizes)
-        attributes["_cache"], attributes["_shown"] = {}, {}
+                self.__dict__.pop(key, None)
 
     def _show(self, key: str) -> Tensor:
-        """The held rows of a key; remembered, also as a plain attribute where no method has the name: a step asks often."""
+        """The held rows of a key."""
         level = self.level_of(key)
         table, rows = self._columns.values[level], self._columns.sizes[level]
         value = table[key] if len(table[key]) == rows else table[key][:rows]
-        self._shown[key] = (value, table, level)
-        if key[:1] != "_" and not hasattr(type(self), key):
-            self.__dict__[key] = value
+        self._remember(key, value, table, level)
         return value
 
-    def _put_shown(self, key: str, value: Tensor, table: dict[str, Tensor], level: str) -> None:
-        table[key] = value
+    def _remember(self, key: str, value: Tensor, table: dict[str, Tensor], level: str) -> None:
+        """Keep what is shown for a key, as a plain attribute too where no method has the name: a step asks often."""
         self._shown[key] = (value, table, level)
-        if key[:1] != "_" and key in self.__dict__:
+        if key[:1] != "_" and (key in self.__dict__ or not hasattr(type(self), key)):
             self.__dict__[key] = value
-
-    def _forget(self, key: str) -> None:
-        if self._shown.pop(key, None) is not None and key[:1] != "_":
-            self.__dict__.pop(key, None)
 
     def _map(self, function: Any) -> Batch:
         columns = self._columns
@@ -396,6 +390,8 @@ class Batch:
                 raise InputError(f"the systems to put lack {level} keys {names}: set them, or pass fill={{key: value}}")
 
     def _counted(self, name: str) -> Tensor:
+        if name in self._cache:
+            return self._cache[name]
         counts = self._columns.edge_counts if name.startswith("edge") else self._columns.atom_counts
         if name.endswith("ptr"):
             array = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ PADDED_KEYS = "padded_keys"
 """Key of `batch.info[i]`: shape of one row, as a list, by key, where rows were padded."""
 
 
+Signature: TypeAlias = tuple[tuple[str, str, torch.dtype, torch.Size], ...]
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What a key is in the joined batch."""
@@ -40,9 +43,19 @@ class _Kind:
 
 def joined_with_blanks(parts: Sequence[Batch]) -> Batch:
     """The systems of all batches, in order; see the module for what happens to keys that differ."""
-    tables = [columns_of(part) for part in parts if part.n_systems] or [columns_of(parts[0])]
+    alike: dict[Signature, list[int]] = {}
+    for number, part in enumerate(parts):
+        if part.n_systems:
+            alike.setdefault(_signature(part), []).append(number)
+    if len(alike) < 2:
+        return Batch.joined([(part, None) for part in parts if part.n_systems] or [(parts[0], None)])
+    tables = [columns_of(Batch.joined([(parts[number], None) for number in members])) for members in alike.values()]
     kinds = _kinds(tables)
-    return Batch(join([_like(table, kinds) for table in tables]))
+    joined = Batch(join([_like(table, kinds) for table in tables]))
+    # The systems lie group by group now: back to the order of the parts.
+    members = [number for numbers in alike.values() for number in numbers]
+    source = np.repeat(members, [parts[number].n_systems for number in members])
+    return joined.index_select(np.argsort(source, kind="stable"))
 
 
 def with_levels_of(batch: Batch, known: Mapping[str, str]) -> dict[str, str]:
@@ -53,6 +66,12 @@ def with_levels_of(batch: Batch, known: Mapping[str, str]) -> dict[str, str]:
             if found.setdefault(key, level) != level:
                 raise InputError(f"{key!r} is of level {level!r}, but was written with level {found[key]!r} before: rename one")
     return found
+
+
+def _signature(batch: Batch) -> Signature:
+    """What batches have in common that can be joined as they are."""
+    tables = {level: [(key, batch.get(key)) for key in sorted(batch.keys(level))] for level in LEVELS}
+    return tuple((level, key, one.dtype, one.shape[1:]) for level, table in tables.items() for key, one in table)
 
 
 def columns_of(batch: Batch) -> Columns:
