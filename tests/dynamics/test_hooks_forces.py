@@ -116,6 +116,9 @@ def test_a_bias_in_one_stage_stays_there():
     well = Well(k=1.0)
     batch = pair()
     (NVE(well, n_steps=2, hooks=[BiasPotential(spring(0.5))]) + NVE(well, n_steps=3)).run(batch)
+    # the first half kick of the second stage is with its own forces already
+    expected = NVE(Well(k=1.0)).run(NVE(Well(k=1.5)).run(pair(), 2), 3)
+    torch.testing.assert_close(batch.positions, expected.positions, atol=1e-13, rtol=0)
     torch.testing.assert_close(batch.forces, -batch.positions, atol=1e-14, rtol=0)
     both = pair()
     fused = NVE(well, n_steps=2) + NVE(well, n_steps=3)

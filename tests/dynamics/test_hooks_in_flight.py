@@ -9,7 +9,7 @@ import torch
 from dynamics_samples import LennardJones, Well, argon, atoms_in_well, batch_of, cluster
 from rich.console import Console
 
-from carryall.data import read_structures
+from carryall.data import AtomicData, read_structures
 from carryall.data.units import kB
 from carryall.dynamics import (
     FIRE,
@@ -177,6 +177,18 @@ def test_guards_set_systems_of_their_own_stage_aside_only():
     first, second = NVE(well, n_steps=20, hooks=[ForceGuard(10.0)]), NVE(well, n_steps=20)
     (first + second).run(batch, 5)
     assert batch.outcome.tolist() == [Outcome.RUNNING, Outcome.FAILED, Outcome.RUNNING]
+
+
+def test_a_guard_meets_systems_that_come_later_before_they_move():
+    far = AtomicData([[30.0, 0.0, 0.0], [-30.0, 0.0, 0.0]], [18, 18])
+    given = [atoms_in_well(2, 1), far, atoms_in_well(2, 2), far]
+    sampler = SizeAwareSampler(given, max_atoms=4)
+    done = NVE(Well(), sampler=sampler, hooks=[ForceGuard(10.0)], n_steps=4, refill_frequency=1).run()
+    assert done.outcome.tolist() == [Outcome.STEP_BUDGET, Outcome.FAILED] * 2
+    assert done.nve_steps.tolist() == [4, 0, 4, 0]
+    for index in (1, 3):
+        assert torch.equal(done.get_data(index).positions, far.positions)
+        assert "exceeds the limit of 10 eV/Å" in done.info[index]["failure"]
 
 
 def test_a_log_of_a_fused_stage_knows_stages_and_their_steps(tmp_path):

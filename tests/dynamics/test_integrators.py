@@ -20,6 +20,7 @@ from carryall.dynamics import (
     NVTNoseHoover,
     NVTVelocityRescaling,
     Ramp,
+    SizeAwareSampler,
     initialize_velocities,
     load_checkpoint,
     save_checkpoint,
@@ -222,6 +223,22 @@ def test_a_run_goes_on_bit_for_bit_from_a_checkpoint(kind, tmp_path):
     resumed = load_checkpoint(tmp_path / "state.pt", dynamics)
     dynamics.run(resumed, 6)
     assert_same_bits(bits(resumed), bits(whole))
+
+
+@pytest.mark.parametrize("kind", THERMOSTATS)
+def test_in_flight_a_system_moves_as_alone(kind):
+    group = [atoms_in_well(2 + n % 4, n) for n in range(7)]
+    ramp = Ramp((0, 8), (300.0, [300.0 + 10 * n for n in range(7)]))
+    dynamics = kind(Well(), ramp, n_steps=8, sampler=SizeAwareSampler(group, max_atoms=9), refill_frequency=3)
+    result = dynamics.run()
+    assert result.system_id.tolist() == list(range(7))
+    for index, data in enumerate(group):
+        alone = batch_of(data)
+        alone.set("system_id", torch.tensor([index]), level="system")
+        kind(Well(), ramp).run(alone, 8)
+        found = bits(result, index)
+        for key in ("positions", "velocities", *(key for key in bits(alone) if key.startswith(dynamics.prefix))):
+            assert torch.equal(found[key], alone.get(key)), key
 
 
 def test_a_new_object_goes_on_with_new_noise():

@@ -172,3 +172,31 @@ def test_edges_are_held_to_too():
     assert len(results) == 6
     assert max(seen) <= most
     assert torch.tensor([one.steps for one in results]).tolist() == [2] * 6
+
+
+def test_on_a_gpu_its_own_memory_is_measured(monkeypatch):
+    """The numbers of a device that is not there."""
+    model = Hungry()
+    model.device = "cuda"
+    state = {"held": 10 * MEGABYTE, "peak": 0}
+
+    def start_measuring(device):
+        state["peak"] = state["held"]
+
+    def evaluated(graph):
+        state["peak"] = max(state["peak"], state["held"] + 40_000 * graph.n_atoms)
+
+    original = Hungry.__call__
+    monkeypatch.setattr(
+        Hungry, "__call__", lambda self, graph, **options: (evaluated(graph), original(self, graph, **options))[1]
+    )
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: state["held"])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: state["held"] + 5 * MEGABYTE)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: state["peak"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", start_measuring)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (395 * MEGABYTE, 400 * MEGABYTE))
+    assert free_memory(model) == 400 * MEGABYTE
+    limits = automatic_limits(never(model), [crystal()])
+    assert limits.max_atoms == limits.memory_atoms == int(0.7 * 400 * MEGABYTE / 40_000)
+    assert limits.max_edges == int(n_edges(crystal(), 8.5) / 32 * limits.memory_atoms)

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from carryall.dynamics import (
     NVTVelocityRescaling,
     Ramp,
     initialize_velocities,
+    integrators,
 )
 from carryall.dynamics.thermo import kinetic_energy
 from carryall.errors import InputError
@@ -304,3 +307,13 @@ def test_a_system_at_rest_is_set_aside_since_no_factor_moves_it(kind):
 def test_settings_out_of_range_are_refused(kind, setting, message):
     with pytest.raises(InputError, match=message):
         kind(Well(), **setting)
+
+
+def test_the_page_on_integrators_runs():
+    text = (Path(__file__).parents[2] / "docs" / "integrators.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {"structures": [atoms_in_well(3, 1), atoms_in_well(2, 2)], "potential": Well()}
+    exec(first.replace("10_000", "10") + second, names)
+    assert names["drift"].shape == (2,)
+    described = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert set(described) == {name for name in vars(integrators) if name[0] == "N"}

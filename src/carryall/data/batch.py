@@ -202,7 +202,6 @@ class Batch:
             tensor = room
         self._columns.values[level][key] = tensor
         self._forget([key])
-        self._shown.pop(key, None)
 
     def remove(self, key: str) -> None:
         """Drop a key."""
@@ -210,7 +209,6 @@ class Batch:
             raise InputError(f"{key!r} cannot be removed: every system has it")
         del self._columns.values[self.level_of(key)][key]
         self._forget([key])
-        self._shown.pop(key, None)
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and (key in self._shown or self._columns.level_of(key) is not None)
@@ -330,12 +328,13 @@ class Batch:
 
     def _use(self, columns: Columns, capacity: dict[str, int] | None = None) -> None:
         """Hold these columns, and forget what was derived from those before."""
-        self._forget(self.__dict__.get("_shown", ()))
+        self._forget(list(self.__dict__.get("_shown", ())))
         self._columns, self._capacity = columns, capacity or dict(columns.sizes)
         self._cache, self._shown = {}, {}
 
     def _forget(self, keys: Iterable[str]) -> None:
         for key in keys:
+            self._shown.pop(key, None)
             if key[:1] != "_":
                 self.__dict__.pop(key, None)
 

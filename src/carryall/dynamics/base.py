@@ -225,15 +225,7 @@ class BaseDynamics(Engine):
 
     def degrees_of_freedom(self, batch: Batch) -> Tensor:
         """(n_systems,) float64: 3 N less fixed atoms, what is not heated, and what constraints take; at least 1."""
-        centered = [one for one in self.constraints if getattr(one, "holds_center_of_mass", False)]
-        total = degrees_of_freedom(batch, 3 if centered else self.removed_degrees)
-        for constraint in self.constraints:
-            if constraint not in centered:
-                total = total - constraint.removed_degrees(batch)
-            # a crystal's symmetry takes translations that the centre of mass has taken already
-            if (centered or self.removed_degrees) and hasattr(constraint, "lost_translations"):
-                total = total + constraint.lost_translations(batch)
-        return total.clamp(min=1.0)
+        return degrees_of_freedom(batch, self.removed_degrees, self.constraints)
 
     # -- words
 

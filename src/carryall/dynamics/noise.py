@@ -94,7 +94,7 @@ def normals(words: Array) -> Array:
     """(4, n) independent standard normals, float64, of (4, n) words."""
     is_numpy = isinstance(words, np.ndarray)
     sqrt, where, stack = (np.sqrt, np.where, np.concatenate) if is_numpy else (torch.sqrt, torch.where, torch.cat)
-    radius = sqrt(-2.0 * _log((_double(words[0::2]) + 0.5) * 2.0**-32))
+    radius = sqrt(-2.0 * log((_double(words[0::2]) + 0.5) * 2.0**-32))
     quadrant = words[1::2] >> 30
     angle = (_double(words[1::2] & 0x3FFFFFFF) + 0.5) * 2.0**-30 - 0.5
     sine, cosine = _sin_cos(angle * (0.5 * np.pi))
@@ -107,7 +107,7 @@ def _double(x: Array) -> Array:
     return x.astype(np.float64) if isinstance(x, np.ndarray) else x.to(torch.float64)
 
 
-def _log(x: Array) -> Array:
+def log(x: Array) -> Array:
     """Natural logarithm of positive normal numbers: x = 2**k m, log(m) by its atanh series in (m - 1) / (m + 1)."""
     where, frexp = (np.where, np.frexp) if isinstance(x, np.ndarray) else (torch.where, torch.frexp)
     mantissa, exponent = frexp(x)

@@ -216,7 +216,7 @@ class Screening:
             self.limits.max_atoms,
             self.limits.max_edges,
             count_edges=None if self.limits.max_edges is None else lambda data: n_edges(data, cutoff),
-            skip=self.taken_up,  # type: ignore[arg-type]
+            skip=self.taken_up,
             on_unreadable=self._fail,
             on_oversized=on_oversized,
         )

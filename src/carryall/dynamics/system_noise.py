@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
-from carryall.dynamics.noise import MASK, Stream, normal_vectors, normals, philox
-from carryall.dynamics.noise import _log as log
+from carryall.dynamics.noise import MASK, Stream, log, normal_vectors, normals, philox
 from carryall.dynamics.status import SYSTEM_ID, atom_rows
 
 NOISE_STEP = "noise_step"

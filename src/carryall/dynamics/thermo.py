@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,9 @@ from carryall.data.batch import Batch
 from carryall.data.elements import MASSES
 from carryall.data.units import GPa, kB
 from carryall.errors import InputError
+
+if TYPE_CHECKING:
+    from carryall.dynamics.constraints import Constraint
 
 MOVE_MASK = "move_mask"
 """(n_atoms, 3) or (n_atoms,) bool: false where an atom may not move."""
@@ -39,20 +45,28 @@ def kinetic_energy(batch: Batch) -> Tensor:
     return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system, per_atom)
 
 
-def degrees_of_freedom(batch: Batch, removed: int = 0) -> Tensor:
-    """3 N less what is held fixed, less `removed` (3 where the centre of mass rests). Never below 1.
+def degrees_of_freedom(batch: Batch, removed: int = 0, constraints: Sequence[Constraint] = ()) -> Tensor:
+    """3 N less what is held fixed, less what constraints take, less `removed` (3 where the centre of mass rests). At least 1.
 
     A system so small that `removed` would leave nothing, or that has fixed atoms (which hold its centre of mass), keeps all.
     """
     if removed not in (0, 3):
         raise InputError(f"removed must be 0 or 3 degrees of freedom, got {removed}")
+    centered = [one for one in constraints if getattr(one, "holds_center_of_mass", False)]
+    removed = 3 if centered else removed
     free = 3.0 * (batch.ptr[1:] - batch.ptr[:-1]).double()
     total = free
     mask = mobile(batch)
     if mask is not None:
         total = torch.zeros_like(free).index_add(0, batch.system, mask.double().sum(1))
-    reduced = torch.where((total == free) & (total > removed), total - removed, total)
-    return reduced.clamp(min=1.0)
+    total = torch.where((total == free) & (total > removed), total - removed, total)
+    for constraint in constraints:
+        if constraint not in centered:
+            total = total - constraint.removed_degrees(batch)
+        # a crystal's symmetry takes translations that the centre of mass has taken already
+        if removed and hasattr(constraint, "lost_translations"):
+            total = total + constraint.lost_translations(batch)
+    return total.clamp(min=1.0)
 
 
 def temperature(batch: Batch, removed: int = 0) -> Tensor:

@@ -52,23 +52,11 @@ def initialize_velocities(
         velocities = constraint.velocities(batch, velocities)
     batch.velocities = velocities
     if exact:
-        degrees = _degrees(batch, 3 if remove_translation else 0, constraints)
+        degrees = degrees_of_freedom(batch, 3 if remove_translation else 0, constraints)
         found = 2.0 * kinetic_energy(batch) / (kB * degrees)
         scale = torch.where(found > 0, torch.sqrt(target / found.clamp(min=1e-300)), 1.0)
         batch.velocities = velocities * atom_rows(scale, batch)[:, None]
     return batch
-
-
-def _degrees(batch: Batch, removed: int, constraints: Sequence[Constraint]) -> Tensor:
-    """(n_systems,) degrees of freedom under constraints, each counted once."""
-    centered = any(getattr(one, "holds_center_of_mass", False) for one in constraints)
-    total = degrees_of_freedom(batch, 3 if centered else removed)
-    for constraint in constraints:
-        if not getattr(constraint, "holds_center_of_mass", False):
-            total = total - constraint.removed_degrees(batch)
-        if (centered or removed) and hasattr(constraint, "lost_translations"):
-            total = total + constraint.lost_translations(batch)
-    return total.clamp(min=1.0)
 
 
 def _at_rest(batch: Batch, velocities: Tensor, mass: Tensor, free: Tensor | None) -> Tensor:

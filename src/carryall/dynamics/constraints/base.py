@@ -17,6 +17,10 @@ class Constraint(Protocol):
     All methods see the whole batch and return whole tensors; the dynamics keeps the rows of systems that do not move. What a
     constraint has to remember of a system is a key of the batch, so that it follows the system through refills and checkpoints.
     `Unconstrained` has every method as it is where there is nothing to do.
+
+    Translations of whole systems count once, whoever removes them: a constraint that keeps centres of mass at rest says so by
+    `holds_center_of_mass = True` (its `removed_degrees` are not asked then); one that removes translations among others says
+    how many by `lost_translations(batch)` (n_systems,) float64.
     """
 
     def forces(self, batch: Batch, forces: Tensor) -> Tensor:

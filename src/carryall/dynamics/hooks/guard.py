@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.dynamics.forces import Snapshot
 from carryall.dynamics.hooks.base import HookStageEnum
 from carryall.dynamics.hooks.measures import REPORT_STAGES, SystemInterval
-from carryall.dynamics.status import keep_frozen
+from carryall.dynamics.status import STATUS, keep_frozen
 from carryall.dynamics.thermo import max_force
 from carryall.errors import InputError
 
@@ -31,9 +32,15 @@ class ForceGuard:
         if not max_force > 0:
             raise InputError(f"max_force must be positive, got {max_force}")
         self.max_force, self.frequency = max_force, frequency
+        self._seen: tuple[Engine, Snapshot] | None = None
 
     def __call__(self, batch: Batch, dynamics: Engine) -> None:
-        """Look at the forces of running systems."""
+        """Look at the forces of running systems, unless they are those that were looked at last."""
+        now = (batch.forces, batch.get(STATUS))
+        if self._seen is not None and self._seen[0] is dynamics and self._seen[1].holds(*now):
+            return
+        # systems that have just entered are not running yet: they are looked at before their first step
+        self._seen = (dynamics, Snapshot.of(*now)) if dynamics.host.roster.unprimed is None else None
         largest = max_force(batch)
         bad = _within(largest > self.max_force, dynamics.running(batch))
         for index in bad.nonzero().squeeze(1).tolist():
