@@ -276,6 +276,17 @@ def test_a_fixed_cell_after_a_filter_looks_at_the_forces_of_the_atoms_again():
     assert float(batch.fmax) == pytest.approx(float(batch.forces.norm(dim=1).max()), abs=1e-14)
 
 
+@pytest.mark.parametrize("kind", [None, "frechet"])
+def test_fmax_of_systems_outside_the_mask_stays(kind):
+    batch, optimizer = batch_of(*crystals()), FIRE(potential(), cell_filter=kind)
+    batch.set("fmax", torch.full((3,), 7.0, dtype=torch.float64), level="system")
+    optimizer.run(batch, 0)
+    assert (batch.fmax < 1.0).all()
+    batch.fmax = torch.full_like(batch.fmax, 7.0)
+    optimizer.after_forces(batch, torch.tensor([True, False, True]))
+    assert (batch.fmax == 7.0).tolist() == [False, True, False]
+
+
 def test_each_stage_is_judged_by_its_own_forces():
     batch, alone, model = batch_of(*crystals()), batch_of(*crystals()), potential()
     FIRE(model, cell_filter="frechet", cell_factor=1.0, convergence_hook=0.03).run(alone, 300)

@@ -29,7 +29,7 @@ from carryall.dynamics.status import REASON
 from carryall.graph import PotentialSpec, edge_vectors, segment_sum
 
 MINUTES = float(os.environ.get("CARRYALL_HYPOTHESIS_MINUTES", "0"))
-quick = settings(max_examples=50, deadline=None, derandomize=True, database=None)
+quick = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 long = settings(max_examples=100, deadline=None, derandomize=False, database=None)
 
 STAGES = {
@@ -98,7 +98,7 @@ class Plan:
 @st.composite
 def plans(draw):
     name = st.sampled_from(sorted(STAGES))
-    steps, fmax = st.integers(0, 9), st.sampled_from([0.05, 0.5, 1.5])
+    steps, fmax = st.integers(1, 9), st.sampled_from([0.05, 0.5, 1.5])
     stage = st.tuples(name, steps, st.none() | fmax, st.integers(1, 3))
     systems = draw(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(KINDS), st.booleans()), min_size=1, max_size=12))
     capacities = draw(st.none() | st.lists(st.integers(0, 3), max_size=2))

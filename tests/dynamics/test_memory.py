@@ -67,7 +67,8 @@ def test_limits_follow_from_what_is_free(monkeypatch):
     assert "it has 1500 atoms" in limits.refusal(many, 8.5)
     assert limits.refusal(crystal(), 8.5) is None
     monkeypatch.setattr(memory, "free_memory", lambda potential: 10**15)
-    assert automatic_limits(never(Well()), [cluster(8)], for_speed=False).max_atoms == memory.CPU_ATOMS[1]
+    assert automatic_limits(never(Well()), [cluster(8)], for_speed=False).max_atoms == memory.GPU_ATOMS[1]
+    assert automatic_limits(never(Well()), [cluster(8)]).max_atoms <= memory.CPU_ATOMS[1]
     monkeypatch.setattr(memory, "free_memory", lambda potential: 1)
     assert automatic_limits(never(Well()), [cluster(8)]).max_atoms == memory.CPU_ATOMS[0]
 

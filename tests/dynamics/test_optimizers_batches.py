@@ -47,7 +47,7 @@ def test_a_system_takes_the_same_steps_alone_and_in_any_batch(name, kind):
 def test_systems_outside_the_mask_stay_bit_for_bit(name, kind):
     batch, optimizer = batch_of(*crystals()), make(name, kind)
     optimizer.run(batch, 1)
-    for mask in ([False, True, False], [True, False, True]):
+    for mask in ([False, True, False], [False, True, False], [True, False, True]):
         before = batch.clone()
         optimizer.pre_update(batch, torch.tensor(mask))
         for index, moves in enumerate(mask):

@@ -23,7 +23,7 @@ from carryall.graph.potential import Potential
 FRACTION = 0.7
 """Part of the free memory that a batch may take."""
 CPU_ATOMS, GPU_ATOMS = (500, 20_000), (500, 2_000_000)
-"""Atoms that a batch may have on a CPU and on a GPU, whatever is measured."""
+"""Atoms that a batch may have, whatever is measured: on a CPU where speed counts, and otherwise."""
 ASSUMED_BYTES_PER_ATOM, ASSUMED_FREE = 200_000, 4 * 2**30
 """Where memory cannot be measured: a large message-passing model, and a small machine."""
 LEAST_BYTES_PER_ATOM = 2000
@@ -81,7 +81,7 @@ def automatic_limits(
     no larger than what makes a step's time per atom smaller.
     """
     on_gpu = _device(make().model).type == "cuda"
-    low, high = GPU_ATOMS if on_gpu else CPU_ATOMS
+    low, high = CPU_ATOMS if for_speed and not on_gpu else GPU_ATOMS
     if not samples or (whole is not None and whole <= low):
         return BatchLimits(low, None)
     # where all of them are few, it is enough to know whether they fit

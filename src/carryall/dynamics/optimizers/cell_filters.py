@@ -115,9 +115,6 @@ class FixedCell:
     provides: frozenset[str] = frozenset()
     """Keys that a step changes beside the positions."""
 
-    def prepare(self, batch: Batch) -> None:
-        """Nothing is lacking."""
-
     def start(self, batch: Batch) -> dict[str, Tensor]:
         """No state."""
         return {}
@@ -155,11 +152,6 @@ class CellFilter:
         # the same generalised forces serve the convergence check and the step
         self._known: tuple[Snapshot, Point] | None = None
         self._inverse: tuple[Snapshot, Tensor] | None = None
-
-    def prepare(self, batch: Batch) -> None:
-        """A virial for systems whose forces are still to come."""
-        if "virial" not in batch:
-            batch.set("virial", torch.zeros_like(batch.cell), level="system")
 
     def start(self, batch: Batch) -> dict[str, Tensor]:
         """reference_cell (n_systems, 3, 3) Å, the cell now; pressure (n_systems,) eV/Å³."""

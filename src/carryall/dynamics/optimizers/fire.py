@@ -102,11 +102,6 @@ class FIRE(BaseDynamics):
         self.__provides_keys__ = self.__provides_keys__ | self.cell.provides  # type: ignore[misc]
         super().__init__(model, **rest)
 
-    def prepare(self, batch: Batch) -> None:
-        """Add keys that the batch lacks."""
-        super().prepare(batch)
-        self.cell.prepare(batch)
-
     def state_defaults(self, batch: Batch) -> dict[str, Tensor]:
         """velocities, dt, alpha, n_positive of a start; with a cell filter also cell_velocities and where the cell started."""
         row = torch.ones(batch.n_systems, dtype=torch.float64, device=batch.device)

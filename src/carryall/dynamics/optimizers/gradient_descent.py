@@ -57,11 +57,6 @@ class GradientDescent(BaseDynamics):
         self.__provides_keys__ = self.__provides_keys__ | self.cell.provides  # type: ignore[misc]
         super().__init__(model, **rest)
 
-    def prepare(self, batch: Batch) -> None:
-        """Add keys that the batch lacks."""
-        super().prepare(batch)
-        self.cell.prepare(batch)
-
     def state_defaults(self, batch: Batch) -> dict[str, Tensor]:
         """Nothing at fixed cell; where the cell started with a cell filter."""
         return self.cell.start(batch)

@@ -128,11 +128,6 @@ class LBFGS(BaseDynamics):
         self.__provides_keys__ = self.__provides_keys__ | self.cell.provides  # type: ignore[misc]
         super().__init__(model, **rest)
 
-    def prepare(self, batch: Batch) -> None:
-        """Add keys that the batch lacks."""
-        super().prepare(batch)
-        self.cell.prepare(batch)
-
     def state_defaults(self, batch: Batch) -> dict[str, Tensor]:
         """An empty history: what it holds is listed at `History`; n_made (n_systems,) counts the steps since the start."""
         memory, atoms, cells = self.settings.memory, batch.positions, batch.cell
