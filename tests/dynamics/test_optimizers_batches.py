@@ -8,7 +8,7 @@ from dynamics_samples import batch_of, cluster
 from optimizer_samples import OURS, ase_calculator, batch_and_references, crystals, potential
 
 from carryall.data import AtomicData
-from carryall.dynamics import SizeAwareSampler, load_checkpoint, save_checkpoint
+from carryall.dynamics import SizeAwareSampler, WrapPositions, load_checkpoint, save_checkpoint
 from carryall.dynamics.optimizers import FIRE, LBFGS, GradientDescent
 from carryall.dynamics.status import OUTCOME, Outcome
 from carryall.errors import InputError
@@ -104,6 +104,30 @@ def test_a_stage_starts_afresh_from_the_cell_at_hand():
     assert torch.equal(batch.positions, two.positions)
     assert torch.equal(batch.cell, two.cell)
     assert not torch.equal(batch.get("fire_reference_cell"), cell)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lbfgs", None), ("lbfgs", "frechet"), ("fire", "unit_cell")])
+def test_wrapping_positions_changes_no_step(name, kind):
+    images = crystals()
+    for atoms in images:
+        atoms.positions -= atoms.positions[0] - 0.01
+    wrapped, free = batch_of(*images), batch_of(*images)
+    one, other = make(name, kind, hooks=[WrapPositions()]), make(name, kind)
+    for _ in range(20):
+        one.run(wrapped, 1)
+        other.run(free, 1)
+        torch.testing.assert_close(wrapped.energy, free.energy, rtol=0, atol=1e-10)
+        torch.testing.assert_close(wrapped.cell, free.cell, rtol=0, atol=1e-10)
+    assert float((wrapped.positions - free.positions).abs().max()) > 1.0
+
+
+def test_a_system_without_atoms_does_not_stop_the_others():
+    for name, kind in OPTIMIZERS:
+        empty = AtomicData(np.zeros((0, 3)), [], cell=5 * np.eye(3), pbc=True)
+        batch = batch_of(crystals()[0], empty, crystals()[1])
+        make(name, kind).run(batch, 3)
+        assert batch.get(OUTCOME).tolist() == [Outcome.RUNNING, Outcome.FAILED, Outcome.RUNNING]
+        assert batch.get(f"{OURS[name].prefix}_steps").tolist() == [3, 0, 3]
 
 
 # -- L-BFGS

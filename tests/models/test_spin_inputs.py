@@ -11,8 +11,8 @@ from carryall.data import AtomicData, Batch
 from carryall.dynamics import NVE
 from carryall.errors import InputError
 from carryall.graph import PotentialSpec, graph_from_batch
-from carryall.graph.skin import SkinNeighborList
 from carryall.graph.potential import with_defaults
+from carryall.graph.skin import SkinNeighborList
 from carryall.models import EagerPotential, evaluate_model
 from carryall.models.spin import SpinModel
 from spin_models import TYPES, ChargedSprings, small_spin, with_spins

@@ -41,8 +41,8 @@ def run_in_flight(engine: Engine, batch: Batch | None, n_steps: int | None) -> B
     from carryall.dynamics.sinks import MemorySink
 
     settings = engine.refill
-    own = None if settings.sinks else MemorySink()
-    sinks = settings.sinks or (own,)
+    own = MemorySink() if not settings.sinks else None
+    sinks: tuple[DataSink, ...] = settings.sinks if own is None else (own,)
     engine.begin_run(n_steps)
     first = engine.step_count
     with engine.opened():

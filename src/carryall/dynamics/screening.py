@@ -21,7 +21,7 @@ from carryall.dynamics.ledger import InFlight
 from carryall.dynamics.memory import BatchLimits, n_edges
 from carryall.dynamics.results import OUTCOMES, RelaxResult
 from carryall.dynamics.samplers import SizeAwareSampler
-from carryall.dynamics.status import OUTCOME, REASON, SYSTEM_ID, Outcome
+from carryall.dynamics.status import FMAX, OUTCOME, REASON, SYSTEM_ID, Outcome
 from carryall.dynamics.stopping import StopRequested
 from carryall.dynamics.structures import finished_structure
 from carryall.dynamics.thermo import max_force
@@ -123,7 +123,7 @@ class ResultSink:
         """Keep what became of the systems of `mask` (n_systems,) bool, None for all."""
         rows = range(batch.n_systems) if mask is None else torch.as_tensor(mask).nonzero().squeeze(1).tolist()
         outcomes, energies = batch.get(OUTCOME).tolist(), batch.energy.tolist()
-        largest = (batch.get("fmax") if "fmax" in batch else max_force(batch)).tolist()
+        largest = (batch.get(FMAX) if FMAX in batch else max_force(batch)).tolist()
         names, steps = batch.get(SYSTEM_ID).tolist(), batch.get(self._steps_key).tolist()
         results = []
         for i in rows:

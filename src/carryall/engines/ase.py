@@ -12,8 +12,8 @@ from carryall.data.atomic_data import AtomicData
 from carryall.data.batch import Batch
 from carryall.data.extra_inputs import ase_extras
 from carryall.errors import InputError, MissingDependencyError
-from carryall.graph.skin import SkinNeighborList
 from carryall.graph.potential import Potential
+from carryall.graph.skin import SkinNeighborList
 
 try:
     from ase.calculators.calculator import Calculator as AseCalculator

@@ -15,7 +15,7 @@ from carryall.dynamics.base import BaseDynamics
 from carryall.dynamics.optimizers.cell_filters import Point
 from carryall.dynamics.optimizers.cell_settings import OptimizerOptions
 from carryall.dynamics.optimizers.rows import Rows, Segments, added, dot, longest, scaled, subtracted
-from carryall.dynamics.optimizers.stepping import split_options, write_state, write_step
+from carryall.dynamics.optimizers.stepping import split_options, write_step
 from carryall.dynamics.status import atom_rows
 from carryall.errors import InputError
 from carryall.graph.potential import Potential
@@ -171,19 +171,17 @@ class LBFGS(BaseDynamics):
             "n_made": n_made + 1,
         }
         write_step(self, batch, mask, moved, state)
-        # what does not move was kept already
-        write_state(
-            self,
-            batch,
-            None,
-            {
-                "displacements": history.displacements.atoms,
-                "changes": history.changes.atoms,
-                "inverse_curvature": history.inverse_curvature,
-                "cell_displacements": history.displacements.cell,
-                "cell_changes": history.changes.cell,
-            },
-        )
+        # a history keeps what does not move by itself
+        kept = {
+            "displacements": history.displacements.atoms,
+            "changes": history.changes.atoms,
+            "inverse_curvature": history.inverse_curvature,
+            "cell_displacements": history.displacements.cell,
+            "cell_changes": history.changes.cell,
+        }
+        for name, value in kept.items():
+            if value is not None:
+                batch.set(self.key(name), value)
 
     def _pushed(self, batch: Batch, point: Point, n_made: Tensor, who: Who, of: Segments) -> History:
         """The history with the pair of the last step; a system that has made none gets one without curvature."""

@@ -20,21 +20,15 @@ def split_options(options: OptimizerOptions) -> tuple[FixedCell | CellFilter, Dy
     return FixedCell() if settings is None else CellFilter(settings), cast(DynamicsOptions, options)
 
 
-def write_state(dynamics: BaseDynamics, batch: Batch, mask: Tensor | None, state: Mapping[str, Tensor | None]) -> None:
-    """Set the parts of the state that there are, of the systems where `mask` (n_systems,) is true; the others stay."""
+def write_step(
+    dynamics: BaseDynamics, batch: Batch, mask: Tensor | None, moved: Moved, state: Mapping[str, Tensor | None]
+) -> None:
+    """Positions, cell and state of the systems where `mask` (n_systems,) is true; the others stay bit for bit."""
     atoms = None if mask is None else atom_rows(mask, batch)
     for name, value in state.items():
         if value is not None:
             key = dynamics.key(name)
             batch.set(key, keep_frozen(atoms if name in dynamics.atom_state else mask, value, batch.get(key)))
-
-
-def write_step(
-    dynamics: BaseDynamics, batch: Batch, mask: Tensor | None, moved: Moved, state: Mapping[str, Tensor | None]
-) -> None:
-    """Positions, cell and state of the systems where `mask` (n_systems,) is true; the others stay bit for bit."""
-    write_state(dynamics, batch, mask, state)
-    atoms = None if mask is None else atom_rows(mask, batch)
     batch.positions = keep_frozen(atoms, moved.positions, batch.positions)
     if moved.cell is not None:
         batch.cell = keep_frozen(mask, moved.cell, batch.cell)
