@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from carryall.dynamics.sinks import DataSink
 
 
+WORTH_REFILL, WORTH_REMOVAL = 0.05, 0.25
+"""Part of a batch's systems that must be done before others take their places, and before they leave with none to follow."""
+
+
 @dataclass(frozen=True, eq=False)
 class Refill:
     """Where systems come from and go to in flight."""
@@ -29,7 +33,7 @@ class Refill:
     sampler: SizeAwareSampler | None = None
     sinks: tuple[DataSink, ...] = ()
     frequency: int = 5
-    """Steps between looks for finished systems."""
+    """Steps between looks for finished systems; fewer than `WORTH_REFILL` of a batch wait for more."""
     init_fn: Callable[[Batch], None] | None = None
 
 
@@ -51,11 +55,19 @@ def run_in_flight(engine: Engine, batch: Batch | None, n_steps: int | None) -> B
         batch = refilled(engine, batch, sinks)
         while batch is not None and (n_steps is None or engine.step_count - first < n_steps):
             engine.step(batch)
-            if (engine.step_count - first) % settings.frequency == 0 or not engine.n_running(batch):
+            due = (engine.step_count - first) % settings.frequency == 0
+            if (due and worth_a_refill(engine, batch)) or not engine.n_running(batch):
                 batch = refilled(engine, batch, sinks)
     if batch is not None and batch.n_systems:
         batch = removed(engine, batch, sinks)
     return batch if own is None else _in_order(own, batch)
+
+
+def worth_a_refill(engine: Engine, batch: Batch) -> bool:
+    """Whether enough systems are done: making a batch anew costs as much as some steps, and finished ones cost little."""
+    assert engine.refill.sampler is not None
+    least = WORTH_REMOVAL if engine.refill.sampler.exhausted else WORTH_REFILL
+    return batch.n_systems - engine.n_running(batch) >= least * batch.n_systems
 
 
 def refilled(engine: Engine, batch: Batch | None, sinks: Sequence[DataSink]) -> Batch | None:
