@@ -227,7 +227,6 @@ def test_what_relax_takes_as_structures():
     assert len(relax(cluster(3), LennardJones())) == 1
     assert len(relax(batch_of(cluster(3), cluster(2)), LennardJones())) == 2
     assert len(relax((one for one in [cluster(3)]), LennardJones())) == 1
-    assert relax([], LennardJones()) == []
     for nonsense in ("water.xyz", 5):
         with pytest.raises(InputError, match="structures must be AtomicData"):
             relax(nonsense, LennardJones())
@@ -403,3 +402,9 @@ def test_every_ensemble_runs_and_resumes_bit_for_bit_in_any_batch(conditions, tm
         assert a.temperature == b.temperature
     moved = not torch.equal(whole.structures[0].cell, AtomicData.from_ase(crystals[0]).cell)
     assert moved == (settings.get("ensemble") in ("npt", "nph"))
+
+
+@pytest.mark.parametrize("nothing", [[], iter(())])
+def test_relax_asks_for_a_structure(nothing):
+    with pytest.raises(InputError, match="no structures: give at least one"):
+        relax(nothing, LennardJones())

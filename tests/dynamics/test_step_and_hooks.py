@@ -394,3 +394,9 @@ def test_memory_stays_flat():
     before = count()
     dynamics.run(batch, 100)
     assert count() <= before + 2
+
+
+def test_an_empty_batch_is_refused():
+    empty = batch_of(atoms_in_well()).index_select([])
+    with pytest.raises(InputError, match="NVE was given holds no systems"):
+        NVE(Well()).run(empty, 3)

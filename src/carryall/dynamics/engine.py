@@ -143,6 +143,8 @@ class Engine:
             return run_in_flight(self, batch, None if n_steps is None else whole("n_steps", n_steps))
         if batch is None:
             raise InputError(f"{type(self).__name__} has no sampler to take systems from: give run(batch)")
+        if not batch.n_systems:
+            raise InputError(f"the batch that {type(self).__name__} was given holds no systems: give at least one")
         limit = self._limit(n_steps)
         self.begin_run(limit)
         with self.opened():

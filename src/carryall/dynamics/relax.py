@@ -158,6 +158,8 @@ def _work(plan: _Plan, store: Store, requested: Callable[[], bool] | None) -> in
     first = stream.peek(FIRST)
     if isinstance(store, Ledger):
         _check_potential(store, plan.potential, first)
+    if not first and not len(store):
+        raise InputError("no structures: give at least one")
     samples = [one.data for one in first if one.data is not None and one.reason is None]
     limits = _limits(plan, samples, sum(one.n_atoms for one in samples) if len(first) < FIRST else None)
     refusal = _refusal(plan, samples, limits)
