@@ -13,8 +13,8 @@ from carryall.data.units import fs
 from carryall.dynamics.convergence import ConvergenceHook, Criteria
 from carryall.dynamics.engine import Engine
 from carryall.dynamics.hooks.base import name_of
-from carryall.dynamics.status import FMAX, atom_rows, keep_frozen
-from carryall.dynamics.thermo import degrees_of_freedom, kinetic_energy, max_force
+from carryall.dynamics.status import atom_rows, keep_frozen
+from carryall.dynamics.thermo import degrees_of_freedom, kinetic_energy, refresh_fmax
 from carryall.errors import nearest
 from carryall.graph.potential import Potential
 
@@ -130,9 +130,7 @@ class BaseDynamics(Engine):
 
     def after_forces(self, batch: Batch, mask: Tensor | None) -> None:
         """Called with the systems (None: all) whose forces were evaluated, constraints applied, before hooks see them."""
-        # a stage that relaxes the cell has left its own measure of the forces in the batch
-        if FMAX in batch:
-            batch.set(FMAX, keep_frozen(mask, max_force(batch), batch.get(FMAX)))
+        refresh_fmax(batch, mask)
 
     def conserved_energy(self, batch: Batch) -> Tensor:
         """(n_systems,) eV, what the exact dynamics conserves: kinetic and potential energy unless it says otherwise."""

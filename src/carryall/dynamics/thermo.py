@@ -11,6 +11,7 @@ from torch import Tensor
 from carryall.data.batch import Batch
 from carryall.data.elements import MASSES
 from carryall.data.units import GPa, kB
+from carryall.dynamics.status import FMAX, keep_frozen
 from carryall.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,3 +115,12 @@ def max_force(batch: Batch) -> Tensor:
     """eV/Å, largest force on an atom of each system; 0 without atoms."""
     size = batch.forces.norm(dim=1)
     return size.new_zeros(batch.n_systems).scatter_reduce(0, batch.system, size, "amax", include_self=True)
+
+
+def refresh_fmax(batch: Batch, mask: Tensor | None) -> None:
+    """Measure the key `fmax` by the atoms' forces, of the systems of `mask` (None: all), where a stage before left it.
+
+    A stage that relaxes the cell keeps its own measure there, which is not that of the stages after it.
+    """
+    if FMAX in batch:
+        batch.set(FMAX, keep_frozen(mask, max_force(batch), batch.get(FMAX)))

@@ -18,11 +18,9 @@ from carryall.dynamics.forces import Snapshot
 from carryall.dynamics.optimizers import matrices
 from carryall.dynamics.optimizers.cell_settings import CellSettings
 from carryall.dynamics.optimizers.rows import Rows, Segments, longest, transformed
-from carryall.dynamics.status import keep_frozen
-from carryall.dynamics.thermo import MOVE_MASK, mobile
+from carryall.dynamics.status import FMAX, keep_frozen
+from carryall.dynamics.thermo import MOVE_MASK, mobile, refresh_fmax
 
-FMAX = "fmax"
-"""(n_systems,) float64, the longest row of the generalised forces: what criteria on `fmax` look at when a batch has it."""
 REFERENCE = "reference_cell"
 PRESSURE = "pressure"
 NO_VOLUME = "the system has no cell with volume, which a cell filter needs: give it a cell, or relax it at fixed cell"
@@ -133,8 +131,7 @@ class FixedCell:
 
     def write_fmax(self, batch: Batch, mask: Tensor | None, key: Key) -> None:
         """Only where an optimizer with a cell filter left the key in the batch."""
-        if FMAX in batch:
-            write_fmax(batch, self.point(batch, key), mask)
+        refresh_fmax(batch, mask)
 
     def describe(self) -> dict[str, Any]:
         """Nothing to say."""
