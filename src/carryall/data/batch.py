@@ -19,6 +19,8 @@ from carryall.errors import InputError, nearest
 if TYPE_CHECKING:
     import ase
 
+    from carryall.data.sharing import SharedAtoms
+
 
 class Batch:
     """Structures, concatenated. Every key is an attribute: `batch.positions`, `batch.cell`, `batch.energy`, extras too.
@@ -34,6 +36,7 @@ class Batch:
     _capacity: dict[str, int]
     _cache: dict[str, Tensor]
     _shown: dict[str, tuple[Tensor, dict[str, Tensor], str]]
+    _shared: SharedAtoms | None = None
 
     def __init__(self, columns: Columns, capacity: dict[str, int] | None = None) -> None:
         """For the package's own use; see `from_data_list` and `empty`."""
@@ -278,7 +281,7 @@ class Batch:
         """
         chosen = self._choose(other, levels.mask_index(mask, other.n_systems))
         source = levels.select(other._held(), chosen)
-        self._check_same_keys(source, fill or {})
+        levels.check_same_keys(self._columns, source, fill or {})
         used = {level: self._columns.rows(level) for level in LEVELS}
         pieces: list[tuple[Tensor, Tensor, str]] = []
         for level, table in self._columns.values.items():
@@ -356,7 +359,9 @@ class Batch:
         columns = self._columns
         values = {level: {key: function(value) for key, value in table.items()} for level, table in columns.values.items()}
         info = [dict(one) for one in columns.info]
-        return Batch(Columns(columns.atom_counts, columns.edge_counts, values, info), dict(self._capacity))
+        made = Batch(Columns(columns.atom_counts, columns.edge_counts, values, info), dict(self._capacity))
+        made._shared = self._shared
+        return made
 
     def _has_spare(self) -> bool:
         return any(self._columns.rows(level) < self._capacity[level] for level in LEVELS)
@@ -377,16 +382,6 @@ class Batch:
                 chosen.append(i)
                 room = {level: room[level] - counts[level][i] for level in LEVELS}
         return np.array(chosen, dtype=np.int64)
-
-    def _check_same_keys(self, source: Columns, fill: Fill) -> None:
-        for level in LEVELS:
-            here, there = self._columns.values[level].keys(), source.values[level].keys()
-            if extra := [key for key in there if key not in here]:
-                names = ", ".join(map(repr, extra))
-                raise InputError(f"the batch has no room for {level} keys {names}: make it like a batch that has")
-            if missing := [key for key in here if key not in there and key not in fill]:
-                names = ", ".join(map(repr, missing))
-                raise InputError(f"the systems to put lack {level} keys {names}: set them, or pass fill={{key: value}}")
 
     def _counted(self, name: str) -> Tensor:
         if name in self._cache:

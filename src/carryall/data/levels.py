@@ -193,6 +193,18 @@ def compatible(key: str, piece: Tensor, store: Tensor) -> None:
         )
 
 
+def check_same_keys(columns: Columns, source: Columns, fill: Fill) -> None:
+    """InputError unless systems of `source` can be put beside those of `columns`; `fill` has values for keys that they lack."""
+    for level in LEVELS:
+        here, there = columns.values[level].keys(), source.values[level].keys()
+        if extra := [key for key in there if key not in here]:
+            names = ", ".join(map(repr, extra))
+            raise InputError(f"the batch has no room for {level} keys {names}: make it like a batch that has")
+        if missing := [key for key in here if key not in there and key not in fill]:
+            names = ", ".join(map(repr, missing))
+            raise InputError(f"the systems to put lack {level} keys {names}: set them, or pass fill={{key: value}}")
+
+
 def filled(key: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """`value` in every row of `shape`; InputError when it does not fit the rows or would change in `dtype`."""
     given = as_tensor(f"fill[{key!r}]", value).to(device)

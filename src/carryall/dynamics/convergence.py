@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.sharing import largest_over_ranks, system_sizes
 from carryall.dynamics.status import PREVIOUS_ENERGY
 from carryall.errors import InputError, nearest
 
@@ -63,6 +64,7 @@ class ConvergenceCriterion:
             # NaN wins every maximum, and is below no threshold
             offsets = batch.ptr if level == "atom" else batch.edge_ptr
             rows = torch.segment_reduce(rows.double(), "max", offsets=offsets, initial=-torch.inf, unsafe=True)
+            rows = largest_over_ranks(batch, rows)
         return rows <= self.threshold
 
     def _rows(self, value: Tensor) -> Tensor:
@@ -113,8 +115,7 @@ class ConvergenceHook:
 
     def converged(self, batch: Batch) -> Tensor:
         """(n_systems,) bool. A system without atoms never converges."""
-        counts = batch.ptr[1:] - batch.ptr[:-1]
-        mask = counts > 0
+        mask = system_sizes(batch) > 0
         for criterion in self.criteria:
             mask = mask & criterion.converged(batch)
         return mask
@@ -137,7 +138,7 @@ def read_key(batch: Batch, key: str) -> tuple[Tensor, str]:
         return torch.linalg.vector_norm(batch.forces, dim=1), "atom"
     if key in ENERGY_CHANGES and "energy" in batch and PREVIOUS_ENERGY in batch:
         change = (batch.energy - batch.get(PREVIOUS_ENERGY)).abs()
-        return (change if key == "energy_change" else change / (batch.ptr[1:] - batch.ptr[:-1]).clamp(min=1)), "system"
+        return (change if key == "energy_change" else change / system_sizes(batch).clamp(min=1)), "system"
     known = [*batch.keys(), *(name for name in COMPUTED if name not in batch)]
     raise KeyError(
         f"the batch has no key {key!r} for the convergence criterion{nearest(key, known)}; it has {', '.join(known)}"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.sharing import system_sizes
 from carryall.dynamics.forces import ForceEvaluator
 from carryall.dynamics.graduation import graduate
 from carryall.dynamics.hooks.base import HookRegistry, HookStageEnum, entered, name_of, stages_of
@@ -247,7 +248,7 @@ class Engine:
         if any(part.needs_previous_energy for part in self.parts) and PREVIOUS_ENERGY not in batch:
             unknown = torch.full((batch.n_systems,), torch.nan, dtype=torch.float64, device=batch.device)
             batch.set(PREVIOUS_ENERGY, unknown, level="system")
-        self._set_aside_all(batch, {i: NO_ATOMS for i, n in enumerate(batch.atom_counts) if n == 0})
+        self._set_aside_all(batch, {i: NO_ATOMS for i, n in enumerate(system_sizes(batch).tolist()) if n == 0})
         for part in self.parts:
             for constraint in part.constraints:
                 constraint.check(batch)

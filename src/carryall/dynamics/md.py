@@ -209,9 +209,9 @@ def md(
         label = ensemble.upper() + (f" {k + 1}/{len(bins)}" if len(bins) > 1 else "")
         reporters: list[Any] = [ForceGuard(max_force), *hooks]
         reporters += [LogTable(log_interval), ProgressBar(label)] if progress else []
-        batch = _started(dynamics, members, conditions, seed, own.checkpoint if resume else None)
+        batch = started_batch(dynamics, members, conditions, seed, own.checkpoint if resume else None)
         _run(dynamics, batch, n_steps, [*reporters, *_file_hooks(own, extra)], own.checkpoint, extra)
-        systems += _systems(members, batch, dynamics)
+        systems += ended_systems(members, batch, dynamics)
         steps = dynamics.step_count
     systems.sort(key=lambda one: one.index)
     found = ([path for path in (getattr(one, name) for one in parts) if path] for name in ("log", "trajectory", "checkpoint"))
@@ -282,7 +282,7 @@ def _bins(inputs: Sequence[Input], max_atoms: int) -> list[list[Input]]:
     return sorted(found, key=lambda members: members[0].index)
 
 
-def _started(
+def started_batch(
     dynamics: BaseDynamics, inputs: Sequence[Input], conditions: Conditions, seed: int, checkpoint: Path | None
 ) -> Batch:
     """The batch at the start, or as the checkpoint has it."""
@@ -302,7 +302,7 @@ def _started(
     return batch
 
 
-def _systems(inputs: Sequence[Input], batch: Batch, dynamics: BaseDynamics) -> list[MDSystem]:
+def ended_systems(inputs: Sequence[Input], batch: Batch, dynamics: BaseDynamics) -> list[MDSystem]:
     outcomes, steps, time = (value.tolist() for value in (batch.get(OUTCOME), dynamics.steps(batch), dynamics.time(batch)))
     kinetic = kinetic_energy(batch)
     heat = (2.0 * kinetic / (kB * dynamics.degrees_of_freedom(batch))).tolist()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.sharing import ATOM_INDEX
 from carryall.dynamics.noise import MASK, Stream, log, normal_vectors, normals, philox
 from carryall.dynamics.status import SYSTEM_ID, atom_rows
 
@@ -37,7 +38,10 @@ def count_kick(batch: Batch, mask: Tensor | None) -> None:
 
 def system_noise(batch: Batch, seed: int, stream: Stream, step: Tensor) -> Tensor:
     """(n_atoms, 3) standard normals of a batch; step (n_systems,) int64."""
-    index = torch.arange(batch.n_atoms, device=batch.device) - atom_rows(batch.ptr[:-1], batch)
+    if ATOM_INDEX in batch:
+        index = batch.get(ATOM_INDEX)
+    else:
+        index = torch.arange(batch.n_atoms, device=batch.device) - atom_rows(batch.ptr[:-1], batch)
     return normal_vectors(seed, stream, atom_rows(batch.get(SYSTEM_ID), batch), index, atom_rows(step, batch))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from carryall.data.batch import Batch
 from carryall.data.elements import MASSES
+from carryall.data.sharing import largest_over_ranks, system_sizes, system_sums
 from carryall.data.units import GPa, kB
 from carryall.dynamics.status import FMAX, keep_frozen
 from carryall.errors import InputError
@@ -43,7 +44,7 @@ def kinetic_energy(batch: Batch) -> Tensor:
     """eV, sum of m v² / 2."""
     squared = batch.velocities.double().square()
     per_atom = 0.5 * masses(batch).double() * (squared[:, 0] + squared[:, 1] + squared[:, 2])
-    return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system, per_atom)
+    return system_sums(batch, per_atom)
 
 
 def degrees_of_freedom(batch: Batch, removed: int = 0, constraints: Sequence[Constraint] = ()) -> Tensor:
@@ -55,11 +56,11 @@ def degrees_of_freedom(batch: Batch, removed: int = 0, constraints: Sequence[Con
         raise InputError(f"removed must be 0 or 3 degrees of freedom, got {removed}")
     centered = [one for one in constraints if getattr(one, "holds_center_of_mass", False)]
     removed = 3 if centered else removed
-    free = 3.0 * (batch.ptr[1:] - batch.ptr[:-1]).double()
+    free = 3.0 * system_sizes(batch).double()
     total = free
     mask = mobile(batch)
     if mask is not None:
-        total = torch.zeros_like(free).index_add(0, batch.system, mask.double().sum(1))
+        total = system_sums(batch, mask.double().sum(1))
     total = torch.where((total == free) & (total > removed), total - removed, total)
     for constraint in constraints:
         if constraint not in centered:
@@ -89,7 +90,7 @@ def kinetic_components(batch: Batch, velocities: Tensor) -> Tensor:
     """(n_systems, 6) eV: xx, yy, zz, xz, yx, zy of the sum of m v ⊗ v, for velocities (n_atoms, 3)."""
     momenta = velocities * masses(batch).double()[:, None]
     rows = torch.cat([velocities * momenta, velocities * momenta.roll(1, 1)], 1)
-    return rows.new_zeros(batch.n_systems, 6).index_add(0, batch.system, rows)
+    return system_sums(batch, rows)
 
 
 SQUARE = (0, 4, 3, 4, 1, 5, 3, 5, 2)
@@ -114,7 +115,8 @@ def pressure_tensor(batch: Batch) -> Tensor:
 def max_force(batch: Batch) -> Tensor:
     """eV/Å, largest force on an atom of each system; 0 without atoms."""
     size = batch.forces.norm(dim=1)
-    return size.new_zeros(batch.n_systems).scatter_reduce(0, batch.system, size, "amax", include_self=True)
+    found = size.new_zeros(batch.n_systems).scatter_reduce(0, batch.system, size, "amax", include_self=True)
+    return largest_over_ranks(batch, found)
 
 
 def refresh_fmax(batch: Batch, mask: Tensor | None) -> None:

@@ -83,13 +83,11 @@ def open_exchange(graph: G, prepare: Callable[[G], G] | None = None) -> G:
     exchange = _own_exchange(graph) if graph.exchange is None else graph.exchange
     if not isinstance(exchange, Exchange):
         raise InputError(f"graph.exchange is a {type(exchange).__name__}, expected a carryall.exchange.Exchange")
-    n_local, n_atoms = graph.n_local, graph.n_atoms
     with exchange.together():
-        if problem := exchange.plan.misfit(n_local, n_atoms - n_local):
+        if problem := exchange.plan.misfit(graph.n_local, graph.n_atoms - graph.n_local):
             raise InputError(problem)
         ready = graph if prepare is None else prepare(graph)
-        local = torch.arange(n_local, device=ready.device)
-        ghost = torch.arange(n_local, n_atoms, device=ready.device)
+        local, ghost = exchange.rows_of(ready.device)
     token = torch.zeros(1, dtype=torch.float64)
     return ready.replace(exchange=ExchangeContext(local, ghost, exchange.handle(), token))
 

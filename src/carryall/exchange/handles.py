@@ -33,6 +33,7 @@ class Exchange:
         self.plan, self.transport, self.number = plan, transport, next(_numbers)
         self.failure: Exception | None = None
         self._plans: dict[torch.device, ExchangePlan] = {}
+        self._rows: dict[torch.device, tuple[Tensor, Tensor]] = {}
         _exchanges[self.number] = self
 
     def handle(self) -> Tensor:
@@ -52,31 +53,54 @@ class Exchange:
             raise
         agree(self.transport, None)
 
+    def rows_of(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(n_local,) and (n_ghost,) int64, the rows of a graph that are local and those that are ghosts; do not change them."""
+        if device not in self._rows:
+            every = torch.arange(self.plan.n_local + self.plan.n_ghost, device=device)
+            self._rows[device] = every[: self.plan.n_local].clone(), every[self.plan.n_local :].clone()
+        return self._rows[device]
+
     @torch.no_grad()
     def forward(self, rows: Tensor) -> Tensor:
         """(n_local, ...) rows of owned atoms to (n_ghost, ...), those of the ghosts' owners."""
         plan, flat = self._flat(rows, self.plan.n_local, "local")
-        ghosts = flat.new_empty(plan.n_ghost, flat.shape[1])
-        ghosts.index_copy_(0, plan.image_ghost, flat.index_select(0, plan.image_row))
-        found = self._swap(flat.index_select(0, plan.send_row), plan.sends, plan.receives, plan.n_received)
-        ghosts.index_copy_(0, plan.foreign_ghost, found.index_select(0, plan.foreign_row))
+        n_images, n_foreign = len(plan.image_ghost), len(plan.foreign_ghost)
+        found = self._swap(flat, plan.send_row, plan.sends, plan.receives, plan.n_received)
+        # ghosts of one kind alone are in the order of their rows
+        if not n_foreign:
+            ghosts = flat.index_select(0, plan.image_row)
+        elif not n_images:
+            ghosts = found.index_select(0, plan.foreign_row)
+        else:
+            ghosts = flat.new_empty(plan.n_ghost, flat.shape[1])
+            ghosts.index_copy_(0, plan.image_ghost, flat.index_select(0, plan.image_row))
+            ghosts.index_copy_(0, plan.foreign_ghost, found.index_select(0, plan.foreign_row))
         return ghosts.reshape(plan.n_ghost, *rows.shape[1:])
 
     @torch.no_grad()
     def reverse(self, rows: Tensor) -> Tensor:
         """(n_ghost, ...) rows of ghosts to (n_local, ...), their sums by owner; the adjoint of `forward`."""
         plan, flat = self._flat(rows, self.plan.n_ghost, "ghost")
+        n_images, n_foreign = len(plan.image_ghost), len(plan.foreign_ghost)
         sums = flat.new_zeros(plan.n_local, flat.shape[1])
-        sums.index_add_(0, plan.image_row, flat.index_select(0, plan.image_ghost))
+        if n_images:
+            sums.index_add_(0, plan.image_row, flat.index_select(0, plan.image_ghost) if n_foreign else flat)
         back = flat.new_zeros(plan.n_received, flat.shape[1])
-        back.index_add_(0, plan.foreign_row, flat.index_select(0, plan.foreign_ghost))
-        sums.index_add_(0, plan.send_row, self._swap(back, plan.receives, plan.sends, len(plan.send_row)))
+        if n_foreign:
+            back.index_add_(0, plan.foreign_row, flat.index_select(0, plan.foreign_ghost) if n_images else flat)
+        found = self._swap(back, None, plan.receives, plan.sends, len(plan.send_row))
+        if len(found):
+            sums.index_add_(0, plan.send_row, found)
         return sums.reshape(plan.n_local, *rows.shape[1:])
 
     @torch.no_grad()
     def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum over all ranks."""
-        return self.transport.all_reduce(values)
+        """The sum over all ranks, of numbers."""
+        if values.dtype == torch.bool:
+            raise InputError(
+                f"rank {self.transport.rank}: all_reduce sums numbers, not bool: convert them, for example to int64"
+            )
+        return values.clone() if self.transport.size == 1 else self.transport.all_reduce(values)
 
     def _flat(self, rows: Tensor, expected: int, kind: str) -> tuple[ExchangePlan, Tensor]:
         if rows.dim() == 0 or rows.shape[0] != expected:
@@ -90,12 +114,13 @@ class Exchange:
         # not -1 for the width: it is ambiguous without rows
         return self._plans[rows.device], rows.reshape(expected, math.prod(rows.shape[1:]))
 
-    def _swap(self, rows: Tensor, sends: Ranges, receives: Ranges, n_received: int) -> Tensor:
-        """(n_received, width) rows that peers send for `rows`, by their ranges."""
-        if not rows.shape[1]:
-            return rows.new_zeros(n_received, 0)
+    def _swap(self, rows: Tensor, chosen: Tensor | None, sends: Ranges, receives: Ranges, n_received: int) -> Tensor:
+        """(n_received, width) rows that peers send for the `chosen` (None: all) of `rows`, by their ranges."""
+        if self.transport.size == 1 or not rows.shape[1]:
+            return rows.new_zeros(n_received, rows.shape[1])
         where = self.transport.device(rows.device)
-        out, found = rows.to(where), torch.empty(n_received, rows.shape[1], dtype=rows.dtype, device=where)
+        out = (rows if chosen is None else rows.index_select(0, chosen)).to(where)
+        found = torch.empty(n_received, rows.shape[1], dtype=rows.dtype, device=where)
         # bytes, so that every dtype travels
         self.transport.send_receive(
             [(peer, out[begin:end].view(torch.uint8)) for peer, begin, end in sends],

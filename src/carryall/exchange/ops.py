@@ -12,6 +12,7 @@ is used, for the same reason. What is differentiated is the sum over ranks, each
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,22 +21,23 @@ from torch import Tensor
 from carryall.errors import InputError
 from carryall.exchange.handles import Exchange, find
 
+# not torch.library.custom_op: its first call imports the whole compiler, seconds on every rank, and each call costs more
+_LIBRARY = torch.library.Library("carryall", "FRAGMENT")
+_ROWS = "(Tensor rows, Tensor local, Tensor ghost, Tensor handle, Tensor token) -> (Tensor, Tensor)"
+_VALUES = "(Tensor values, Tensor handle, Tensor token) -> (Tensor, Tensor)"
+Op = Callable[..., tuple[Tensor, Tensor]]
+Gradients = Callable[[Any, Tensor, Tensor], tuple[Tensor | None, ...]]
 
-@torch.library.custom_op("carryall::exchange_forward", mutates_args=())
-def exchange_forward(rows: Tensor, local: Tensor, ghost: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """(n_local, ...) rows to those of ghosts (n_ghost, ...)."""
+
+def _forward(rows: Tensor, local: Tensor, ghost: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     return _run(_checked(local, ghost, handle), "forward", rows), token.clone()
 
 
-@torch.library.custom_op("carryall::exchange_reverse", mutates_args=())
-def exchange_reverse(rows: Tensor, local: Tensor, ghost: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """(n_ghost, ...) rows to their sums by owner (n_local, ...)."""
+def _reverse(rows: Tensor, local: Tensor, ghost: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     return _run(_checked(local, ghost, handle), "reverse", rows), token.clone()
 
 
-@torch.library.custom_op("carryall::all_reduce", mutates_args=())
-def all_reduce(values: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum over ranks, of any shape."""
+def _all_reduce(values: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     return _run(find(handle), "all_reduce", values), token.clone()
 
 
@@ -55,23 +57,20 @@ def _checked(local: Tensor, ghost: Tensor, handle: Tensor) -> Exchange:
     return exchange
 
 
-@exchange_forward.register_fake
-def _(rows: Tensor, local: Tensor, ghost: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+def _forward_shape(rows: Tensor, local: Tensor, ghost: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     return rows.new_empty((ghost.shape[0], *rows.shape[1:])), torch.empty_like(token)
 
 
-@exchange_reverse.register_fake
-def _(rows: Tensor, local: Tensor, ghost: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+def _reverse_shape(rows: Tensor, local: Tensor, ghost: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     return rows.new_empty((local.shape[0], *rows.shape[1:])), torch.empty_like(token)
 
 
-@all_reduce.register_fake
-def _(values: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+def _sum_shape(values: Tensor, handle: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     return values.new_empty(values.shape), torch.empty_like(token)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.floating = inputs[0].is_floating_point()
+    ctx.floating = inputs[0].is_floating_point() or inputs[0].is_complex()
     ctx.save_for_backward(*inputs[1:-1])
 
 
@@ -90,6 +89,19 @@ def _all_reduce_backward(ctx: Any, gradient: Tensor, token: Tensor) -> tuple[Ten
     return values, None, token
 
 
-exchange_forward.register_autograd(_forward_backward, setup_context=_save)
-exchange_reverse.register_autograd(_reverse_backward, setup_context=_save)
-all_reduce.register_autograd(_all_reduce_backward, setup_context=_save)
+def _op(name: str, schema: str, kernel: Op, shape: Op, gradients: Gradients) -> Op:
+    """Define an op that runs `kernel`, whose outputs have the `shape` of what that function makes."""
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"carryall::{name}", shape, lib=_LIBRARY)
+    torch.library.register_autograd(f"carryall::{name}", gradients, setup_context=_save, lib=_LIBRARY)
+    op: Op = getattr(torch.ops.carryall, name).default
+    return op
+
+
+exchange_forward = _op("exchange_forward", _ROWS, _forward, _forward_shape, _forward_backward)
+"""(n_local, ...) rows to those of ghosts (n_ghost, ...)."""
+exchange_reverse = _op("exchange_reverse", _ROWS, _reverse, _reverse_shape, _reverse_backward)
+"""(n_ghost, ...) rows to their sums by owner (n_local, ...)."""
+all_reduce = _op("all_reduce", _VALUES, _all_reduce, _sum_shape, _all_reduce_backward)
+"""The sum over ranks, of any shape."""

@@ -8,14 +8,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from carryall.errors import InputError
+from carryall.errors import CarryallError, InputError
 
 Messages = Sequence[tuple[int, Tensor]]
 """Peers and contiguous uint8 buffers, none of them empty."""
 
 
+class PeerError(CarryallError, ConnectionError):
+    """Another rank is gone, was silent for too long, or sent something else than was due; the message names both ranks."""
+
+
 class Transport(Protocol):
-    """Moves data between the ranks of one group; all calls but `send_receive` are collective."""
+    """Moves data between the ranks of one group; every rank makes the same calls in the same order."""
 
     @property
     def rank(self) -> int:
@@ -32,7 +36,10 @@ class Transport(Protocol):
         ...
 
     def send_receive(self, sends: Messages, receives: Messages) -> None:
-        """Point to point: send buffers, and fill those to receive. Both ends know who sends what; nobody else takes part."""
+        """Point to point: send buffers, and fill those to receive. Both ends know who sends what; others wait for nothing.
+
+        A rank that has nothing to send or receive calls it too: transports may count calls to tell messages apart.
+        """
         ...
 
     def all_reduce(self, values: Tensor) -> Tensor:

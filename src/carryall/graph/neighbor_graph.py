@@ -63,6 +63,16 @@ class NeighborGraph:
     """(n_atoms, 3) float, magnetic moments in the unit that the model was trained in, commonly Bohr magnetons."""
     charge_spin: Tensor | None = None
     """(n_systems, dim_chg_spin) float, commonly the total charge (e) and the spin multiplicity of a system (DeePMD's name)."""
+    pbc: Tensor | None = None
+    """(n_systems, 3) bool, axes along which a system repeats; None: not known, and a cell's vectors are taken for such."""
+    k_index: Tensor | None = None
+    """(n_k, 3) int64, reciprocal vectors that a long-range potential sums over, see `carryall.graph.reciprocal`."""
+    place: Tensor | None = None
+    """(n_local,) int64, place of an atom among the local atoms of its system, for the same."""
+    places: Tensor | None = None
+    """(largest number of local atoms in a system,) int64, 0, 1, ...: carries that number as a shape."""
+    strain: Tensor | None = None
+    """(n_local, 3, 3), zeros that derivatives are taken by, see `carryall.graph.edge_terms.with_virial`."""
     exchange: Any = None
     """A `carryall.exchange.Exchange` where ghosts belong to other ranks, no tensor; None where one process owns all."""
 
@@ -211,6 +221,7 @@ def concatenate(graphs: Sequence[NeighborGraph]) -> NeighborGraph:
         edge_mask=torch.cat([g.edge_mask for g in graphs]),
         ptr=torch.cat([graphs[0].ptr[:1]] + [g.ptr[1:] + offset for g, offset in zip(graphs, edges, strict=False)]),
         **{name: _joined(graphs, name) for name in EXTRA_INPUTS},
+        pbc=torch.cat(axes) if len(axes := [g.pbc for g in graphs if g.pbc is not None]) == len(graphs) else None,
     )
 
 
@@ -283,6 +294,11 @@ _FIELDS: dict[str, tuple[torch.dtype | None, tuple[str | int, ...]]] = {
     "aparam": (None, ("n_atoms", "numb_aparam")),
     "spin": (None, ("n_atoms", 3)),
     "charge_spin": (None, ("n_systems", "dim_chg_spin")),
+    "pbc": (torch.bool, ("n_systems", 3)),
+    "k_index": (torch.int64, ("n_k", 3)),
+    "place": (torch.int64, ("n_local",)),
+    "places": (torch.int64, ("n_places",)),
+    "strain": (None, ("n_local", 3, 3)),
 }
 """Type (None: any floating-point one) and shape of each field; the first to have a size defines it."""
 

@@ -137,6 +137,7 @@ def build_graph(
         edge_shift=shift,
         edge_mask=torch.ones(len(center), dtype=torch.bool, device=positions.device),
         ptr=pointer(center, len(positions)),
+        pbc=pbc.to(positions.device),
     )
     squared = squared_lengths(graph)
     _refuse_coincident(graph, squared)

@@ -11,6 +11,7 @@ from carryall.data.extra_inputs import complete_input
 from carryall.errors import InputError
 from carryall.graph.edge_terms import AtomicVirial
 from carryall.graph.neighbor_graph import NeighborGraph
+from carryall.graph.reciprocal import with_reciprocal
 
 if TYPE_CHECKING:
     from carryall.graph.skin import SkinNeighborList
@@ -31,7 +32,7 @@ class PotentialSpec:
     outputs: tuple[str, ...] = ("energy", "atomic_energy", "forces", "virial", "atomic_virial")
     """What a call can return; atomic_virial on request only, magnetic_forces where it takes spins."""
     message_passing: bool = False
-    """Whether features of ghosts must be exchanged between ranks."""
+    """Whether features of ghosts, or sums over all atoms, must be exchanged between ranks."""
     dtype: str = "float64"
     """Floating-point type inside the model; inputs and outputs are float64."""
     block_edges: int | None = None
@@ -50,6 +51,10 @@ class PotentialSpec:
     """Numbers for charge and spin of a whole system that it takes, `graph.charge_spin`; commonly 2."""
     default_chg_spin: tuple[float, ...] | None = None
     """What `graph.charge_spin` is where a graph has none; None: it has to have them."""
+    long_range: bool = False
+    """Whether energies depend on positions and cell beyond the edge vectors, as those of electrostatics; 3-D periodic only."""
+    k_cutoff: float = 0.0
+    """1/Å; `graph.k_index` has to hold every reciprocal vector up to it, where long_range."""
 
     def __post_init__(self) -> None:
         if not self.cutoff > 0:
@@ -65,6 +70,12 @@ class PotentialSpec:
                 f"block_edges = {self.block_edges} with message_passing: centres that exchange features are evaluated "
                 "together; leave block_edges out"
             )
+        if self.long_range and not self.message_passing:
+            raise InputError(
+                "long_range without message_passing: what depends on all atoms is summed over ranks, by all_reduce; set both"
+            )
+        if not 0 <= self.k_cutoff < float("inf"):
+            raise InputError(f"k_cutoff must be 0 or a positive number (1/Å), got {self.k_cutoff}")
         if self.spin and MAGNETIC not in self.outputs:
             object.__setattr__(self, "outputs", (*self.outputs, MAGNETIC))
 
@@ -99,6 +110,8 @@ def with_defaults(graph: NeighborGraph, spec: PotentialSpec) -> NeighborGraph:
     if spec.dim_chg_spin:
         state = complete_input("charge_spin", graph.charge_spin, graph.n_systems, spec.dim_chg_spin, spec.default_chg_spin)
         graph = graph.replace(charge_spin=state.to(graph.device))
+    if spec.long_range and graph.k_index is None:
+        graph = with_reciprocal(graph, spec.k_cutoff)
     return graph
 
 

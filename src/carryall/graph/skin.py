@@ -94,6 +94,7 @@ class SkinNeighborList:
             edge_shift=edges.shift,
             edge_mask=torch.ones(len(edges.center), dtype=torch.bool, device=types.device),
             ptr=edges.ptr,
+            pbc=systems.pbc.to(types.device),
             **extra,
         )
 

@@ -8,6 +8,8 @@ from carryall.models.dpa1 import DPA1 as DPA1
 from carryall.models.dpa1 import DescriptorConfig as DescriptorConfig
 from carryall.models.dpa1 import FittingConfig as FittingConfig
 from carryall.models.eager import EagerPotential as EagerPotential
+from carryall.models.ewald import Ewald as Ewald
+from carryall.models.ewald_charges import LearnedEwald as LearnedEwald
 from carryall.models.pair import LennardJones as LennardJones
 from carryall.models.pair_table import PairTable as PairTable
 from carryall.models.registry import model_from_source as model_from_source

@@ -70,6 +70,8 @@ class Parts(nn.Module):
             spin=any(spec.spin for spec in specs),
             dim_chg_spin=max(spec.dim_chg_spin for spec in specs),
             default_chg_spin=charges.pop() if len(charges) == 1 else None,
+            long_range=any(spec.long_range for spec in specs),
+            k_cutoff=max(spec.k_cutoff for spec in specs),
         )
 
     @property

@@ -1,7 +1,11 @@
-"""Energy and derivatives of a model: one gradient, by edge vectors and spins, taken here and nowhere else."""
+"""Energy and derivatives of a model: one gradient, by edge vectors and spins, taken here and nowhere else.
+
+Of a long-range model also by positions and by the strain of each local atom's energy, at fixed edge vectors.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -28,6 +32,21 @@ class EnergyModel(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Per-atom energies (n_local,), eV, and what the sum of them over all ranks changes by."""
+
+    atomic_energy: Tensor
+    by_edge: Tensor
+    """(n_edges, 3) dE/d(edge vector), eV/Å."""
+    by_spin: Tensor | None = None
+    """(n_atoms, 3) dE/d(graph.spin); None for a model that takes no spins, or a graph that has none."""
+    by_position: Tensor | None = None
+    """(n_atoms, 3) dE/d(graph.positions) at fixed edge vectors, eV/Å; of long-range models only."""
+    by_strain: Tensor | None = None
+    """(n_local, 3, 3) dE_i/dstrain at fixed edge vectors, eV, see `carryall.graph.edge_terms`; likewise."""
+
+
 def takes_spin(model: EnergyModel) -> bool:
     """Whether energies depend on graph.spin. A model may say so by an attribute: its spec may look at data, a trace cannot."""
     found = getattr(model, "takes_spin", None)
@@ -39,29 +58,50 @@ def evaluate_model(
 ) -> dict[str, Tensor]:
     """Energy and derivatives as `Potential` promises them; `create_graph` keeps them differentiable in the parameters."""
     vectors = edge_vectors(graph).detach()
-    atomic_energy, gradient, by_spin = energy_and_gradient(model, graph, vectors, create_graph=create_graph)
-    out = reduce_edges(graph, atomic_energy, vectors, gradient, atomic_virial=atomic_virial)
-    return out if by_spin is None else {**out, MAGNETIC: -by_spin}
+    long_range = model.spec.long_range
+    found = energy_and_gradients(model, graph, vectors, create_graph=create_graph, long_range=long_range)
+    out = reduced(graph, vectors, found, atomic_virial=atomic_virial)
+    return out if found.by_spin is None else {**out, MAGNETIC: -found.by_spin}
+
+
+def reduced(
+    graph: NeighborGraph, vectors: Tensor, found: Gradients, *, atomic_virial: AtomicVirial = False
+) -> dict[str, Tensor]:
+    """What a Potential returns, from the gradients at the edge vectors (n_edges, 3)."""
+    explicit = {"by_position": found.by_position, "by_strain": found.by_strain}
+    return reduce_edges(graph, found.atomic_energy, vectors, found.by_edge, atomic_virial=atomic_virial, **explicit)
 
 
 def energy_and_gradient(
     model: EnergyModel, graph: NeighborGraph, vectors: Tensor, *, create_graph: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Per-atom energies (n_local,), dE/d(edge vector) (n_edges, 3) at the edge vectors, and dE/d(graph.spin) (n_atoms, 3).
+    """`energy_and_gradients` of a model that is not long-range: per-atom energies, by_edge and by_spin."""
+    found = energy_and_gradients(model, graph, vectors, create_graph=create_graph)
+    return found.atomic_energy, found.by_edge, found.by_spin
 
-    The third is None for a model that takes no spins, or a graph that has none. One backward pass gives both gradients. Where
-    atoms are spread over ranks, E is the sum over all of them; every rank has to call.
+
+def energy_and_gradients(
+    model: EnergyModel, graph: NeighborGraph, vectors: Tensor, *, create_graph: bool = False, long_range: bool = False
+) -> Gradients:
+    """Per-atom energies at the edge vectors (n_edges, 3) and all derivatives, by one backward pass.
+
+    Where atoms are spread over ranks, E is the sum over all of them; every rank has to call. `long_range` is what the model's
+    spec says, which may look at data, and a trace cannot.
     """
     graph, context = _opened(model, graph)
-    leaves = [vectors.detach().requires_grad_()]
-    if with_spin := graph.spin is not None and takes_spin(model):
-        assert graph.spin is not None
-        leaves.append(graph.spin.detach().requires_grad_())
-        graph = graph.replace(spin=leaves[1])
+    by: dict[str, Tensor] = {"by_edge": vectors.detach().requires_grad_()}
+    if graph.spin is not None and takes_spin(model):
+        by["by_spin"] = graph.spin.detach().requires_grad_()
+        graph = graph.replace(spin=by["by_spin"])
+    if long_range:
+        by["by_position"] = graph.positions.detach().requires_grad_()
+        by["by_strain"] = vectors.new_zeros(graph.n_local, 3, 3).requires_grad_()
+        graph = graph.replace(positions=by["by_position"], strain=by["by_strain"])
+    leaves = list(by.values())
     if context is not None:
         context.token = context.token.detach().requires_grad_()
         leaves.append(context.token)
-    atomic_energy = model(graph, leaves[0])
+    atomic_energy = model(graph, by["by_edge"])
     outputs: list[Tensor] = [atomic_energy.sum()]
     seeds: list[Tensor | None] = [None]
     if context is not None:
@@ -77,8 +117,7 @@ def energy_and_gradient(
             # so that a derivative of either takes every exchange along, on every rank
             tie = 0.0 * context.token
             atomic_energy, gradients = atomic_energy + tie, [gradient + tie for gradient in gradients]
-    by_spin = gradients[1] if with_spin else None
-    return atomic_energy if create_graph else atomic_energy.detach(), gradients[0], by_spin
+    return Gradients(atomic_energy if create_graph else atomic_energy.detach(), **dict(zip(by, gradients, strict=True)))
 
 
 def _opened(model: EnergyModel, graph: NeighborGraph) -> tuple[NeighborGraph, ExchangeContext | None]:

@@ -13,6 +13,8 @@ from carryall.models.combination import LinearEnergyModel, linear_from_source, l
 from carryall.models.dpa1.model import DPA1
 from carryall.models.dpa1.source import from_source as dpa1_from_source
 from carryall.models.dpa1.source import to_source as dpa1_to_source
+from carryall.models.ewald import Ewald
+from carryall.models.ewald_charges import LearnedEwald
 from carryall.models.pair import LennardJones
 from carryall.models.pair_table import PairTable
 from carryall.models.spin import SpinModel, spin_from_source, spin_to_source
@@ -29,6 +31,8 @@ READERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "ziegler_biersack_littmark": ZBL.from_dict,
     "lennard_jones": LennardJones.from_dict,
     "sutton_chen": SuttonChen.from_dict,
+    "ewald": Ewald.from_dict,
+    "ewald_learned": LearnedEwald.from_dict,
 }
 
 _REGISTERED: dict[str, type[nn.Module]] = {}
@@ -69,7 +73,7 @@ def model_to_source(model: nn.Module) -> dict[str, Any]:
         return linear_to_source(model, model_to_source)
     if isinstance(model, SpinModel):
         return spin_to_source(model, model_to_source)
-    if isinstance(model, LennardJones | SuttonChen | PairTable | ZBL):
+    if isinstance(model, LennardJones | SuttonChen | PairTable | ZBL | Ewald | LearnedEwald):
         return model.to_dict()
     if type(model) in _REGISTERED.values():
         return model.to_dict()  # type: ignore[operator]

@@ -48,6 +48,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "carryall_lists_update": (_WHOLE, [*_CALL, _ADDRESS]),
     "carryall_lists_edges": (_WHOLE, [_ADDRESS, _WHOLE, *[_ADDRESS] * 7]),
     "carryall_lists_failures": (None, [_ADDRESS, _ADDRESS, _ADDRESS]),
+    "carryall_halo_search": (_WHOLE, [_ADDRESS, _WHOLE, _WHOLE, _REAL, _WHOLE, _ADDRESS, _ADDRESS]),
+    "carryall_halo_edges": (_WHOLE, [_ADDRESS, _WHOLE, _ADDRESS, _ADDRESS, _REAL, *[_ADDRESS] * 4]),
+    "carryall_lammps_edges": (_WHOLE, [_ADDRESS, _ADDRESS, *[_WHOLE] * 4, _ADDRESS, _REAL, _WHOLE, *[_ADDRESS] * 3]),
+    "carryall_lammps_callback": (None, [_ADDRESS, _WHOLE, ctypes.c_int, *[_ADDRESS] * 3]),
     "carryall_lennard_jones": (_WHOLE, [*_CALL, _ADDRESS, _WHOLE, _ADDRESS, _WHOLE, _REAL, *[_ADDRESS] * 4]),
 }
 """Result and arguments of each function; addresses go as integers."""

@@ -79,8 +79,10 @@ def check_graphs(spec: PotentialSpec) -> list[NeighborGraph]:
         return build_graph(positions, types, torch.zeros(n_atoms, dtype=torch.int64), cell, pbc, spec.cutoff)
 
     spacing = 0.45 * spec.cutoff
-    alone = [system(27, 3 * spacing, True), system(7, 2 * spacing, False), system(1, spacing, True), system(1, spacing, False)]
-    halo = graph_from_padded(*padded_from_graph(alone[0]))
+    sizes = [(27, 3 * spacing, True), (7, 2 * spacing, False), (1, spacing, True), (1, spacing, False)]
+    # what is long-range is for periodic systems only
+    alone = [system(n_atoms, length, periodic or spec.long_range) for n_atoms, length, periodic in sizes]
+    halo = graph_from_padded(*padded_from_graph(alone[0])).replace(cell=alone[0].cell)
     graphs = [*alone, concatenate([*alone, alone[0]]), halo]
     return [with_parameters(graph, spec, generator) for graph in graphs]
 

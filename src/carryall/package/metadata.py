@@ -81,6 +81,10 @@ class Metadata(BaseModel):
     """2 where it takes charge and spin of a system."""
     default_chg_spin: list[float] | None = None
     """What they are where a system has none."""
+    long_range: bool = False
+    """Whether it depends on positions and cell beyond the edge vectors: for 3-D periodic systems only."""
+    k_cutoff: float = Field(default=0.0, ge=0)
+    """1/Å, up to which k_index holds reciprocal vectors."""
     extra_inputs: list[str] = []
     """Inputs beyond geometry and types, in order."""
     input_keys: list[str]

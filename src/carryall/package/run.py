@@ -58,6 +58,7 @@ class PackedPotential:
         """The program's own sums, in one call."""
         out = self._outputs(graph)
         gradient, by_neighbor = out.pop("edge_gradient", None), out.pop("atomic_virial")
+        by_strain = out.pop("strain_gradient", None)
         if atomic_virial is True or atomic_virial == "neighbor":
             return {**out, "atomic_virial": by_neighbor}
         if atomic_virial:
@@ -67,7 +68,7 @@ class PackedPotential:
                     f"only: make it again from its source: carryall rebuild {self.path.name} new{self.path.suffix}"
                 )
             edge_virial = -gradient[:, :, None] * edge_vectors(graph)[:, None, :]
-            return {**out, "atomic_virial": per_atom(graph, edge_virial, atomic_virial)}
+            return {**out, "atomic_virial": per_atom(graph, edge_virial, atomic_virial, by_strain)}
         return out
 
     def _outputs(self, graph: NeighborGraph) -> dict[str, Tensor]:

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from carryall.graph.edge_terms import reduce_edges
 from carryall.graph.neighbor_graph import NeighborGraph, edge_vectors, local_index, pointer
 from carryall.graph.potential import PotentialSpec
-from carryall.models.derivatives import EnergyModel, energy_and_gradient
+from carryall.models.derivatives import EnergyModel, energy_and_gradients, reduced
 from carryall.package.load import quiet_torch
 from carryall.package.signature import AXES, extra_width, input_names, output_names, to_graph, to_inputs
 
@@ -40,11 +39,13 @@ class Program(nn.Module):
         spec = self.spec
         graph = to_graph(inputs, spec)
         vectors = edge_vectors(graph).detach()
-        atomic_energy, gradient, spin_gradient = energy_and_gradient(self.model, graph, vectors)
-        out = reduce_edges(graph, atomic_energy, vectors, gradient, atomic_virial=True)
-        out["edge_gradient"] = gradient
-        if spin_gradient is not None:
-            out["magnetic_forces"] = -spin_gradient
+        found = energy_and_gradients(self.model, graph, vectors, long_range=spec.long_range)
+        out = reduced(graph, vectors, found, atomic_virial=True)
+        out["edge_gradient"] = found.by_edge
+        if found.by_spin is not None:
+            out["magnetic_forces"] = -found.by_spin
+        if found.by_strain is not None:
+            out["strain_gradient"] = found.by_strain
         if spec.message_passing:
             out["exchange_token"] = graph.exchange.token
         return tuple(out[name].detach() for name in output_names(spec))
@@ -97,13 +98,15 @@ class Sizes:
     atoms: int
     edges: int
     ghost: int
+    k: int
+    places: int
 
 
 def sample_sizes(taken: set[int]) -> Sizes:
-    """Six primes in ascending order that are not `taken`; `local + 1`, the length of `ptr`, and differences are not either."""
+    """Eight primes in ascending order, none `taken`; `local + 1`, the length of `ptr`, and differences are not either."""
     found: list[int] = []
     candidate = 5
-    while len(found) < 6:
+    while len(found) < 8:
         used = taken | set(found) | {size + 1 for size in found}
         prime = all(candidate % divisor for divisor in range(2, int(candidate**0.5) + 1))
         if prime and not {candidate, candidate + 1} & used:
@@ -130,6 +133,9 @@ def sample_graph(spec: PotentialSpec, taken: set[int], device: str = "cpu") -> N
         rank=torch.arange(size.degree),
         **_extra_values(spec, size),
     ).to(device)
+    if spec.long_range:
+        k_index, place = torch.ones(size.k, 3, dtype=torch.int64), torch.arange(size.local) % size.places
+        graph = graph.replace(k_index=k_index, place=place, places=torch.arange(size.places)).to(device)
     return with_sample_exchange(graph, size.ghost) if spec.message_passing else graph
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.sharing import system_sizes, system_sums
 from carryall.dynamics.constraints.base import Unconstrained
 from carryall.dynamics.status import atom_rows
 from carryall.dynamics.thermo import masses, mobile
@@ -35,7 +36,7 @@ class FixCenterOfMass(Unconstrained):
         """(n_atoms, 3) without the pull on the centre of mass."""
         mass = masses(batch).double()[:, None]
         weight = mass if self.unit_masses else torch.ones_like(mass)
-        pull = _total(batch, weight * forces) / _total(batch, weight * mass).clamp(min=1e-300)
+        pull = system_sums(batch, weight * forces) / system_sums(batch, weight * mass).clamp(min=1e-300)
         return forces - mass * atom_rows(torch.where(_free(batch)[:, None], pull, 0.0), batch)
 
     def velocities(self, batch: Batch, velocities: Tensor) -> Tensor:
@@ -51,8 +52,8 @@ class FixCenterOfMass(Unconstrained):
         if "velocities" not in batch:
             return
         speed, mass = batch.velocities.double().abs(), masses(batch).double()[:, None]
-        size = _total(batch, mass * speed)
-        moving = (_center_velocity(batch, batch.velocities).abs() * _total(batch, mass) > AT_REST * size).any(1)
+        size = system_sums(batch, mass * speed)
+        moving = (_center_velocity(batch, batch.velocities).abs() * system_sums(batch, mass) > AT_REST * size).any(1)
         if bool((moving & _free(batch)).any()):
             rows = atom_rows(moving, batch)[:, None]
             batch.velocities = torch.where(rows, self.velocities(batch, batch.velocities), batch.velocities)
@@ -60,19 +61,13 @@ class FixCenterOfMass(Unconstrained):
 
 def _free(batch: Batch) -> Tensor:
     """(n_systems,) bool: more than one atom, none of them fixed."""
-    free = batch.ptr[1:] - batch.ptr[:-1] > 1
+    free = system_sizes(batch) > 1
     moves = mobile(batch)
     if moves is None:
         return free
-    held = torch.zeros_like(batch.ptr[1:]).index_add(0, batch.system, (~moves.all(1)).long())
-    return free & (held == 0)
+    return free & (system_sums(batch, (~moves.all(1)).long()) == 0)
 
 
 def _center_velocity(batch: Batch, velocities: Tensor) -> Tensor:
     mass = masses(batch).double()[:, None]
-    return _total(batch, mass * velocities) / _total(batch, mass).clamp(min=1e-300)
-
-
-def _total(batch: Batch, rows: Tensor) -> Tensor:
-    """Sums over each system's atoms."""
-    return rows.new_zeros(batch.n_systems, *rows.shape[1:]).index_add(0, batch.system, rows)
+    return system_sums(batch, mass * velocities) / system_sums(batch, mass).clamp(min=1e-300)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -44,13 +44,21 @@ class CSVLog:
 
     def __call__(self, batch: Batch, dynamics: Engine) -> None:
         """Write rows when they are due."""
+        systems = self.due(batch, dynamics)
+        if systems:
+            self.write(measured(batch, dynamics), systems)
+
+    def due(self, batch: Batch, dynamics: Engine) -> list[int]:
+        """Systems to write a row of now; opens the file."""
         if self._file is None:
             self._file = self._opened(dynamics)
-        systems = self._interval.due(batch, dynamics)
-        if not systems:
-            return
-        values = measured(batch, dynamics)
-        columns = [[_text(value) for value in values[name][systems].tolist()] for name in COLUMNS]
+        return self._interval.due(batch, dynamics)
+
+    def write(self, values: Mapping[str, np.ndarray], systems: Sequence[int]) -> None:
+        """A row of what was measured, for each of the systems."""
+        assert self._file is not None
+        rows = list(systems)
+        columns = [[_text(value) for value in values[name][rows].tolist()] for name in COLUMNS]
         csv.writer(self._file, lineterminator="\n").writerows(zip(*columns, strict=True))
         self._file.flush()
 

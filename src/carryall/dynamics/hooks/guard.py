@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.sharing import system_sizes
 from carryall.dynamics.forces import Snapshot
 from carryall.dynamics.hooks.base import HookStageEnum
 from carryall.dynamics.hooks.measures import REPORT_STAGES, SystemInterval
@@ -93,7 +94,7 @@ class EnergyDriftMonitor:
         begins = batch.get(reference).isnan() | ~(steps >= batch.get(seen))
         batch.set(reference, keep_frozen(mask, torch.where(begins, energy, batch.get(reference)), batch.get(reference)))
         batch.set(seen, keep_frozen(mask, steps, batch.get(seen)))
-        atoms = (batch.ptr[1:] - batch.ptr[:-1]).clamp(min=1)
+        atoms = system_sizes(batch).clamp(min=1)
         away = (energy - batch.get(reference)) / atoms
         worst = torch.where(begins, away.abs(), torch.maximum(away.abs(), batch.get(largest)))
         batch.set(drift, keep_frozen(mask, away, batch.get(drift)))

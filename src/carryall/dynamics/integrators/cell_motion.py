@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.sharing import system_sums
 from carryall.dynamics.constraints import Constraint, FixSymmetry
 from carryall.dynamics.thermo import SQUARE, kinetic_components, mobile
 from carryall.errors import InputError
@@ -150,7 +151,7 @@ def unfit_cells(batch: Batch, mode: str) -> dict[int, str]:
     along_axes = (zero.sum(2) == 2).all(1)
     free = mobile(batch)
     held = torch.zeros_like(batch.system) if free is None else (~free).any(1).long()
-    fixed = torch.zeros_like(batch.ptr[:-1]).index_add(0, batch.system, held).tolist()
+    fixed = system_sums(batch, held).tolist()
     for i in range(batch.n_systems):
         if not periodic[i]:
             found[i] = "a barostat needs a system that is periodic along all three cell vectors"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.sharing import system_sums
 from carryall.data.units import fs, kB, ps
 from carryall.dynamics.base import BaseDynamics, DynamicsOptions
 from carryall.dynamics.integrators.nve import drifted, ensure_velocities, half_kick, kicked
@@ -117,4 +118,4 @@ def _gained(batch: Batch, before: Tensor, after: Tensor) -> Tensor:
     """(n_systems,) eV of kinetic energy between velocities before and after."""
     change = (after - before) * (after + before)
     per_atom = 0.5 * batch.masses * (change[:, 0] + change[:, 1] + change[:, 2])
-    return per_atom.new_zeros(batch.n_systems).index_add(0, batch.system, per_atom)
+    return system_sums(batch, per_atom)

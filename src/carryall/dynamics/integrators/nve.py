@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.sharing import system_sums
 from carryall.data.units import fs
 from carryall.dynamics.base import BaseDynamics, DynamicsOptions
 from carryall.dynamics.parameters import Parameter, PerSystem
@@ -89,5 +90,4 @@ def at_rest(batch: Batch) -> list[bool]:
     if "velocities" not in batch:
         return [True] * batch.n_systems
     moving = (batch.velocities != 0).any(1).long()
-    counts = torch.zeros(batch.n_systems, dtype=torch.int64, device=batch.device).index_add(0, batch.system, moving)
-    return (counts == 0).tolist()
+    return (system_sums(batch, moving) == 0).tolist()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
+from carryall.data.sharing import SharedAtoms
 
 
 class Rows(NamedTuple):
@@ -28,16 +29,19 @@ class Segments(NamedTuple):
     """(n_systems + 1,) int64."""
     components: Tensor
     """(n_systems + 1,) int64, of the rows laid out as one line."""
+    shared: SharedAtoms | None = None
+    """The ranks that have the system's atoms; None where this process has all."""
 
     @classmethod
     def of(cls, batch: Batch) -> Segments:
         """Those of a batch."""
-        return cls(None if batch.n_systems == 1 else batch.system, batch.ptr, batch.ptr * 3)
+        return cls(None if batch.n_systems == 1 else batch.system, batch.ptr, batch.ptr * 3, batch._shared)
 
 
 def dot(a: Rows, b: Rows, of: Segments) -> Tensor:
     """(n_systems,) scalar products; each adds up in the order of its atoms, whatever else is in the batch."""
     total = _totals((a.atoms * b.atoms).reshape(-1), of.components)
+    total = total if of.shared is None else of.shared.total(total)
     if a.cell is None or b.cell is None:
         return total
     line = (a.cell * b.cell).reshape(-1)
@@ -48,6 +52,7 @@ def longest(a: Rows, of: Segments) -> Tensor:
     """(n_systems,) length of the longest row; 0 without rows."""
     x, y, z = (a.atoms * a.atoms).unbind(1)
     squared = torch.segment_reduce((x + y) + z, "max", offsets=of.ptr, initial=0.0, unsafe=True)
+    squared = squared if of.shared is None else of.shared.largest(squared)
     if a.cell is not None:
         x, y, z = (a.cell * a.cell).unbind(2)
         squared = torch.maximum(squared, ((x + y) + z).amax(1))

@@ -1,0 +1,108 @@
+"""A worker of benchmarks/lammps.py, alone or under mpirun: MD in LAMMPS by the driver, by the plugin, or by LAMMPS alone.
+
+    python benchmarks/lammps_worker.py '{"engine": "driver", "model": "m.pt2", "data": "c.data", "symbols": ["Cu"], ...}'
+
+Prints one JSON line: seconds a step, and of these inside the potential, on each rank, of the best repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lammps_common import WARM, after_pair, before_pair, steps_for
+
+from carryall.engines.lammps.library import mpi, new_lammps
+from carryall.graph.neighbor_graph import NeighborGraph
+from carryall.graph.potential import Potential, PotentialSpec
+
+QUIET = ("-screen", "none", "-log", "none", "-nocite")
+
+
+class Timed:
+    """A potential that adds up the seconds spent in its calls."""
+
+    def __init__(self, potential: Potential) -> None:
+        self.potential, self.spec, self.seconds = potential, potential.spec, 0.0
+
+    def __call__(self, graph: NeighborGraph, **options: Any) -> dict[str, torch.Tensor]:
+        """What the potential returns."""
+        began = time.perf_counter()
+        out = self.potential(graph, **options)
+        self.seconds += time.perf_counter() - began
+        return out
+
+
+class Null:
+    """No forces: what is left is the driver and LAMMPS."""
+
+    def __init__(self, cutoff: float, symbols: tuple[str, ...]) -> None:
+        self.spec = PotentialSpec(cutoff, symbols)
+
+    def __call__(self, graph: NeighborGraph, **options: Any) -> dict[str, torch.Tensor]:
+        """Zeros."""
+        zeros = torch.zeros
+        found = {"energy": zeros(1), "atomic_energy": zeros(graph.n_local), "forces": zeros(graph.n_atoms, 3)}
+        found |= {"virial": zeros(1, 3, 3), "atomic_virial": zeros(graph.n_atoms, 3, 3)}
+        return {name: value.double() for name, value in found.items()}
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    comm, timed = mpi().COMM_WORLD, None
+    lmp = new_lammps(args=QUIET)
+    for line in before_pair(Path(request["data"])):
+        lmp.command(line)
+    symbols = request["symbols"]
+    if request["engine"] == "driver":
+        timed = Timed(potential_of(request))
+        from carryall.engines.lammps.attach import attach
+
+        attach(lmp, timed, symbols)
+    elif request["engine"] == "plugin":
+        lmp.command(f'plugin load "{request["plugin"]}"')
+        lmp.command(f'pair_style carryall "{request["model"]}"')
+        lmp.command(f"pair_coeff * * {' '.join(symbols)}")
+    else:
+        lmp.command(f"pair_style zero {request['cutoff']} nocoeff")
+        lmp.command("pair_coeff * *")
+    for line in after_pair():
+        lmp.command(line)
+    lmp.command(f"run {WARM} post no")
+    best: dict[str, Any] = {}
+    steps = request.get("steps") or comm.bcast(steps_for(request["budget"], clock(lmp, comm, WARM, None)[0]))
+    for _ in range(request["repeats"]):
+        seconds, inside = clock(lmp, comm, steps, timed)
+        if not best or seconds < best["seconds"]:
+            best = {"seconds": seconds, "inside": inside, "steps": steps}
+    lmp.close()
+    if comm.Get_rank() == 0:
+        print(json.dumps(best), flush=True)
+
+
+def potential_of(request: dict[str, Any]) -> Potential:
+    """A packed file, or none."""
+    if not request.get("model"):
+        return Null(request["cutoff"], tuple(request["symbols"]))
+    from carryall.package.load import load_packed
+
+    return load_packed(request["model"])
+
+
+def clock(lmp: Any, comm: Any, steps: int, timed: Timed | None) -> tuple[float, list[float]]:
+    """Seconds a step of the slowest rank, and of each rank inside the potential."""
+    before = 0.0 if timed is None else timed.seconds
+    comm.Barrier()
+    began = time.perf_counter()
+    lmp.command(f"run {steps} pre no post no")
+    seconds = max(comm.allgather(time.perf_counter() - began))
+    inside = comm.allgather((0.0 if timed is None else timed.seconds) - before)
+    return seconds / steps, [one / steps for one in inside]
+
+
+main()
