@@ -117,7 +117,7 @@ def test_nothing_of_an_atom_is_lost_on_its_way(size: int, n_atoms: int, seed: in
     found = run_ranks(size, rank)
     assert found[1:] == [None] * (size - 1)
     assert found[0] is not None
-    assert found[0].keys() == whole.keys()
+    assert set(found[0].keys()) == set(whole.keys())
     for key in whole.keys():  # noqa: SIM118
         assert found[0].get(key).dtype == whole.get(key).dtype
         assert torch.equal(found[0].get(key), whole.get(key)), key
@@ -145,9 +145,9 @@ def test_the_grid_has_the_smallest_surface() -> None:
         return choose_grid(size, torch.tensor(lengths, dtype=torch.float64), 3.0)
 
     assert grid(4, 100.0, 10.0, 10.0) == (4, 1, 1)
-    assert grid(4, 40.0, 40.0, 5.0) == (2, 2, 1)
-    assert grid(8, 40.0, 40.0, 40.0) == (2, 2, 2)
-    assert grid(6, 30.0, 10.0, 20.0) == (3, 1, 2)
+    assert grid(16, 60.0, 60.0, 5.0) == (4, 4, 1)
+    assert grid(64, 100.0, 100.0, 100.0) == (4, 4, 4)
+    assert grid(6, 200.0, 100.0, 200.0) == (3, 1, 2)
     assert grid(7, 5.0, 5.0, 50.0) == (1, 1, 7)
 
 
@@ -183,7 +183,7 @@ def test_held_atoms_changing_cells_and_relaxation(kind: str) -> None:
         if kind == "center":
             return NVTLangevin(POTENTIAL, 600.0, 2.0, 5.0, seed=2, constraints=[FixCenterOfMass()])
         if kind == "nph":
-            return NPH(POTENTIAL, -5.0, 2.0, barostat_tau=60.0, mode="triclinic")
+            return NPH(POTENTIAL, -5.0, 2.0, barostat_tau=200.0, mode="triclinic")
         return FIRE(POTENTIAL, convergence_hook=0.01)
 
     steps = 200 if kind == "fire" else 40
@@ -259,10 +259,10 @@ def test_what_is_not_finite_or_too_large_is_named() -> None:
         def rank(transport: Transport) -> str:
             dynamics = NVE(EagerPotential(small_message_passing()))
             part = domain.spread(crystal(), dynamics, transport, grid=(2, 1, 1), max_force=limit)
-            dynamics.run(part, 1)
-            if transport.rank == 1:
-                change(part)
             with pytest.raises(InputError) as caught:
+                dynamics.run(part, 1)
+                if transport.rank == 1:
+                    change(part)
                 dynamics.run(part, 2)
             return str(caught.value)
 
@@ -296,7 +296,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="ranks share the atoms of one system, 2 were given"):
         domain.spread(two, NVE(POTENTIAL), serial)
     with pytest.raises(InputError, match=r"FusedStage cannot be run over ranks: use one of NVE, "):
-        domain.spread(crystal(), NVE(POTENTIAL) + NVE(POTENTIAL), serial)  # type: ignore[arg-type]
+        domain.spread(crystal(), NVE(POTENTIAL, n_steps=1) + NVE(POTENTIAL, n_steps=1), serial)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="grid must be three positive whole numbers whose product is the 1 ranks"):
         domain.spread(crystal(), NVE(POTENTIAL), serial, grid=(2, 1, 1))
     with pytest.raises(InputError, match="balance must be one of atoms, time, none, got 'tim', perhaps you meant 'time'"):

@@ -95,7 +95,8 @@ CASES = {
     "metal": replace(NVE, model="metal"),
     "nvt": replace(NVE, run="fix i all nvt temp 2000 1500 0.1\nrun 50\n"),
     "npt": replace(NVE, run="fix i all npt temp 2000 2000 0.1 aniso 0 0 0.5\nrun 50\n"),
-    "minimize": replace(NVE, data="still", steps=20, run="min_style cg\nminimize 0 0 20 200\n"),
+    # fix external learns that energies of atoms are wanted in the setup of a run, not of a minimization
+    "minimize": replace(NVE, data="still", steps=20, run="min_style cg\nrun 0\nminimize 0 0 20 200\n"),
     "tilted": replace(NVE, data="tilted"),
     "slab": replace(NVE, data="slab", before="boundary p p f", periodic=(True, True, False)),
     "cluster": replace(NVE, data="cluster", steps=40, before="boundary f f f\nprocessors * 1 1", periodic=OPEN),

@@ -40,7 +40,7 @@ def failing(kind: str, case: str, folder: Path) -> str:
         ("raise", "carryall: rank 1 of 2: atom 7 has no type"),
         ("bug", "carryall: rank 1 of 2: KeyError: 'atom 7'"),
         ("nan", "carryall: rank 0 of 2: features of atom 1 are not finite at step 5"),
-        ("kill", "KILLED BY SIGNAL: 9"),
+        ("kill", "Killed (signal 9)"),
     ],
 )
 def test_mpirun_ends_every_rank(case: str, message: str, tmp_path: Path) -> None:

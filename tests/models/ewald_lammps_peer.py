@@ -43,7 +43,7 @@ set type 1 charge 1.0
 set type 2 charge -1.0
 pair_style coul/long {CUTOFF}
 pair_coeff * *
-pair_modify table 0
+pair_modify table 22 tabinner 1.0
 kspace_style ewald 1e-12
 kspace_modify gewald {settings.splitting!r}
 compute energies all pe/atom

@@ -267,9 +267,9 @@ def test_lammps(tmp_path: Path) -> None:
     assert model.settings.splitting == pytest.approx(float(found["splitting"]), rel=1e-12)
     out = evaluated(model, data, virial="half")
     scale = float(found["coulomb"]) / COULOMB
-    # it leaves out neighbours beyond the cutoff, and k vectors, by its own 1e-12
+    # it leaves out neighbours beyond the cutoff, and k vectors, by its own 1e-12; in its forces 2/sqrt(pi) has nine digits
     for name in ("energy", "forces", "atomic_energy", "virial", "atomic_virial"):
-        tolerance = 1e-8 if "virial" in name else 1e-9
+        tolerance = 1e-9 if "energy" in name else 2e-8
         ours = out[name].numpy().squeeze() * scale
         assert np.abs(ours - found[name]).max() <= tolerance * max(1.0, np.abs(ours).max()), name
 

