@@ -35,7 +35,7 @@ class Model(torch.nn.Module):
         if self.mistake == "positions":
             neighbor = graph.positions[graph.edge_neighbor]
             shift = torch.einsum("ei,ij->ej", graph.edge_shift.double(), graph.cell[0])
-            edge_vec = neighbor + shift - graph.positions[graph.edge_center]
+            edge_vec = 0.5 * (edge_vec + neighbor + shift - graph.positions[graph.edge_center])
         if self.mistake == "early return" and graph.n_local == 0:
             return (0 * edge_vec.sum()).expand(0)
         r = torch.where(graph.edge_mask, edge_vec.square().sum(1), CUTOFF**2).sqrt()

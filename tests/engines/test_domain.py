@@ -259,11 +259,15 @@ def test_what_is_not_finite_or_too_large_is_named() -> None:
         def rank(transport: Transport) -> str:
             dynamics = NVE(EagerPotential(small_message_passing()))
             part = domain.spread(crystal(), dynamics, transport, grid=(2, 1, 1), max_force=limit)
-            with pytest.raises(InputError) as caught:
+
+            def steps() -> None:
                 dynamics.run(part, 1)
                 if transport.rank == 1:
                     change(part)
                 dynamics.run(part, 2)
+
+            with pytest.raises(InputError) as caught:
+                steps()
             return str(caught.value)
 
         return run_ranks(2, rank)

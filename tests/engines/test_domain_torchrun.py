@@ -69,7 +69,7 @@ def test_trajectories_are_those_of_one_process(found: dict[int, Any], name: str)
     ("kind", "words"),
     [
         ("raise", "the disk of rank 1 is full"),
-        ("kill", "rank 0 has lost another rank"),
+        ("kill", "another rank has ended"),
         ("nan", "rank 1: position of atom"),
     ],
 )

@@ -21,6 +21,7 @@ from carryall.models import EagerPotential, LinearEnergyModel
 from carryall.models.derivatives import evaluate_model
 from carryall.models.registry import model_from_source, model_to_source, register
 from carryall.package.arrays import from_json, to_json
+from carryall.package.load import quiet_torch
 from carryall.package.signature import to_inputs
 from carryall.package.trace import Program
 from message_passing import Recorded, SwitchedOff, Tangled, small_message_passing
@@ -207,6 +208,15 @@ def test_compiled_exchanges_come_in_the_same_order(tangled_pt2: Path) -> None:
         assert recorded(potentials, rank_of) == [SEQUENCE, SEQUENCE]
     # next to one that is not compiled
     assert recorded([potentials[0], EagerPotential(Tangled())], [0, 1] * 4) == [SEQUENCE, SEQUENCE]
+
+
+@pytest.mark.compile
+def test_exchanges_of_models_compiled_at_run_time_come_in_the_same_order() -> None:
+    # each rank compiles for its own sizes: one without atoms may fold nothing away
+    for dynamic, rank_of in ((True, [0, 1] * 4), (False, [1] * 8)):
+        potentials = [EagerPotential(torch.compile(Tangled(), dynamic=dynamic, fullgraph=True)) for _ in range(2)]
+        with quiet_torch():
+            assert recorded(potentials, rank_of) == [SEQUENCE, SEQUENCE]
 
 
 @pytest.mark.compile

@@ -168,9 +168,9 @@ def announce(config: MDConfig, structures: Sequence[AtomicData], potential: Pote
 def arguments(config: MDConfig) -> dict[str, Any]:
     """Of `md`, over ranks and without."""
     same = ("ensemble", "timestep", "n_steps", "thermostat", "barostat", "cell_mode", "friction", "tau", "barostat_tau")
-    same += ("compressibility", "seed", "log_interval", "trajectory_interval", "checkpoint_interval", "resume")
+    further = ("compressibility", "seed", "log_interval", "trajectory_interval", "checkpoint_interval", "resume")
     return {
-        **{name: getattr(config, name) for name in same},
+        **{name: getattr(config, name) for name in (*same, *further)},
         "temperature": schedule("temperature", config.temperature, config.n_steps),
         "pressure": schedule("pressure", config.pressure, config.n_steps),
         "constraints": made_constraints(config.constraints, relaxing=False),

@@ -1,7 +1,7 @@
 """One rank's part of a large system: its graph, and what it contributes to the results of the whole.
 
-A rank owns some atoms (local) and sees copies of those around them (ghosts), as far as one cutoff. Only local atoms are centres.
-Edges carry no shift: a ghost lies where its image is.
+A rank owns some atoms (local) and sees copies of those around them (ghosts), as far as one cutoff. Only local atoms are
+centres. Edges carry no shift: a ghost lies where its image is.
 """
 
 from __future__ import annotations

@@ -67,10 +67,10 @@ class DistributedTransport:
             what = f"rank {peer} to take {buffer.numel()} bytes"
             with self._named(began, what, call):
                 waits.append((what, dist.isend(buffer, group=self.group, group_dst=peer, tag=_tag(call, buffer))))
-        for what, request in waits:
+        for what, started in waits:
             with self._named(began, what, call):
-                assert request is not None  # it is outside the group only
-                request.wait(timedelta(seconds=max(0.001, self.timeout - (time.monotonic() - began))))
+                assert started is not None  # it is outside the group only
+                started.wait(timedelta(seconds=max(0.001, self.timeout - (time.monotonic() - began))))
 
     def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over the group."""

@@ -91,6 +91,7 @@ def far_range(graph: NeighborGraph, charges: Tensor, settings: EwaldSettings) ->
     """
     if graph.k_index is None or graph.place is None or graph.places is None:
         graph = with_reciprocal(graph, settings.k_cutoff)
+    assert graph.place is not None
     assert graph.places is not None
     local, n_systems, width = local_index(graph), graph.cell.shape[0], graph.places.shape[0]
     q, system = charges.index_select(0, local), graph.system.index_select(0, local)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from carryall.engines.domain.group import joined as joined
     from carryall.engines.domain.group import ranks_of_torchrun as ranks_of_torchrun
-    from carryall.engines.domain.md import md as md
+    from carryall.engines.domain.run import md as md
     from carryall.engines.domain.single_point import single_points as single_points
     from carryall.engines.domain.system import gather as gather
     from carryall.engines.domain.system import spread as spread
@@ -29,7 +29,7 @@ _WHERE = {
     "ranks_of_torchrun": "group",
     "gather": "system",
     "spread": "system",
-    "md": "md",
+    "md": "run",
     "single_points": "single_point",
 }
 
