@@ -20,11 +20,13 @@ check: $(VENV)/dev.stamp          ## lint, types, import rules
 docs: $(VENV)/docs.stamp          ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/demo.stamp         ## benchmark tables, see benchmarks/; PEER, NVALCHEMI, TORCHSIM, LAMMPS: pythons of environments with these compare with them
+bench: $(VENV)/dev.stamp         ## benchmark tables, see benchmarks/; PEER, NVALCHEMI, TORCHSIM, LAMMPS: pythons of environments with these compare with them
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/dpa1.py $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/package.py $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/dynamics.py $(if $(NVALCHEMI),--nvalchemi $(NVALCHEMI)) $(if $(TORCHSIM),--torchsim $(TORCHSIM)) $(if $(LAMMPS),--lammps $(LAMMPS))
+	$(BIN)/python benchmarks/exchange.py
+	$(BIN)/python benchmarks/lammps.py $(if $(PEER),--deepmd $(PEER))
 
 clean:
 	rm -rf $(VENV) build dist site demo

@@ -20,6 +20,7 @@ from carryall.engines.lammps.library import mpi, new_lammps
 from carryall.graph.neighbor_graph import NeighborGraph
 from carryall.graph.potential import Potential, PotentialSpec
 
+sys.path.pop(0)  # this folder, whose lammps.py would be taken for LAMMPS
 QUIET = ("-screen", "none", "-log", "none", "-nocite")
 
 

@@ -183,7 +183,7 @@ def check_parallel(
         raise InputError(f"{len(potentials)} potentials for {max(n_ranks)} ranks: give one for each")
     spec = potentials[0].spec
     data = structure if isinstance(structure, AtomicData) else AtomicData.from_ase(structure)
-    graph = graph_from_structures([data], spec.cutoff, spec.type_map).to(dtype=torch.float64)
+    graph = graph_from_structures([data], spec.cutoff, spec.type_map)
     whole = potentials[0](graph, atomic_virial=True)
     cases = []
     for size in n_ranks:

@@ -131,7 +131,7 @@ def build_graph(
         positions=positions,
         atom_types=atom_types,
         system=system,
-        cell=cell,
+        cell=cell.to(positions.dtype),
         edge_center=center,
         edge_neighbor=neighbor,
         edge_shift=shift,
