@@ -43,7 +43,7 @@ def convert(path: str) -> None:
     from carryall.package.export import source_of
     from carryall.package.serialization import deserialize_to_file
 
-    deserialize_to_file(path, source_of(dpa1()))
+    deserialize_to_file(path, {**source_of(dpa1()), "model_def_script": {}})
 
 
 def atoms(crystal: Crystal) -> Any:

@@ -18,7 +18,7 @@ from torch import nn
 
 from carryall import load, pack
 from carryall.graph import NeighborGraph, PotentialSpec
-from carryall.models import EagerPotential
+from carryall.models import EagerPotential, Ewald, LearnedEwald
 from carryall.models.registry import READERS, model_from_source, model_to_source
 from carryall.package.arrays import from_json, to_json
 from carryall.package.check import check_graphs, deviation, with_parameters
@@ -45,6 +45,8 @@ SAMPLES: dict[str, Callable[[], nn.Module]] = {
     "sutton_chen": small_alloy,
     "spin_ener": small_spin,
     "message_passing": small_message_passing,  # of the examples, registered as a user would
+    "ewald": lambda: Ewald(("Cu", "Au"), (0.5, -0.5), 3.5, 1e-4),
+    "ewald_learned": lambda: LearnedEwald(("Cu", "Au"), 3.5, (0.5, -0.5), accuracy=1e-4, width=4),
     "charged_springs": lambda: ChargedSprings((0.5, 1.0), spin=True),
 }
 ALIASES = {"linear_ener": "linear"}
@@ -160,8 +162,9 @@ def test_nothing_is_specialised(model: nn.Module) -> None:
     assert [str(node.target) for node in program.graph.nodes if "assert" in str(node.target)] == []
     assert {(int(r.lower), int(r.upper)) for r in program.range_constraints.values()} == {(0, LARGEST)}
     sizes = {str(size) for node in program.graph.nodes if node.op == "placeholder" for size in sizes_of(node)}
-    # atoms, systems, edges, ptr, local, rank, and ghosts where they are exchanged
-    assert len([size for size in sizes if not size.isdigit()]) == 6 + model.spec.message_passing  # type: ignore[operator]
+    # atoms, systems, edges, ptr, local, rank, ghosts where they are exchanged, k vectors and places where it is long-range
+    spec: Any = model.spec
+    assert len([size for size in sizes if not size.isdigit()]) == 6 + spec.message_passing + 2 * spec.long_range
 
 
 def sizes_of(node: torch.fx.Node) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, i
 _OWN = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, own: own.Free())
 """Under this key a communicator keeps the copy of itself that messages of carryall go through."""
 
+SAID = 0.5
+"""Seconds for a launcher to pass on what was printed, before it ends everything."""
 _TAGS = 1 << 15  # every MPI allows so many
 _INT_BYTES = 2**31 - 1
 
@@ -111,6 +114,7 @@ def abort_all(comm: MPI.Comm | None, error: BaseException) -> NoReturn:
     print(f"carryall: rank {comm.Get_rank()} of {comm.Get_size()}: {text}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    time.sleep(SAID)
     comm.Abort(1)
     raise SystemExit(1)  # never reached
 
