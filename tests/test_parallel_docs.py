@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from carryall import evaluate, load
 from carryall.data import write_structures
@@ -101,4 +100,4 @@ def lattice() -> Any:
 
     corners = np.stack(np.meshgrid(range(3), range(2), range(2), indexing="ij"), -1).reshape(-1, 1, 3)
     face = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
-    return AtomicData((corners + face).reshape(-1, 3) * 3.9, [29] * 48, torch.diag(torch.tensor([11.7, 7.8, 7.8])))
+    return AtomicData((corners + face).reshape(-1, 3) * 3.9, [29] * 48, np.diag([11.7, 7.8, 7.8]))
