@@ -39,7 +39,9 @@ def main() -> None:
         dynamics = NVE(load_packed(request["model"]), TIMESTEP, skin=SKIN)
         part = spread(structure(crystal), dynamics, transport)
         dynamics.run(part, WARM)
-        steps = int(total([steps_for(request["budget"], clock(WARM)) if transport.rank == 0 else 0.0])[0])
+        step = clock(WARM)
+        # ranks agree on the number
+        steps = int(total([steps_for(request["budget"], step) if transport.rank == 0 else 0.0])[0])
         seconds = min(clock(steps) for _ in range(request["repeats"]))
         if transport.rank == 0:
             print(json.dumps({"seconds": seconds, "steps": steps}), flush=True)
