@@ -50,6 +50,8 @@ from carryall.dynamics.optimizers import FIRE as FIRE
 from carryall.dynamics.optimizers import LBFGS as LBFGS
 from carryall.dynamics.optimizers import GradientDescent as GradientDescent
 from carryall.dynamics.parameters import Ramp as Ramp
+from carryall.dynamics.pipeline import DistributedPipeline as DistributedPipeline
+from carryall.dynamics.pipeline import PipelineStage as PipelineStage
 from carryall.dynamics.relax import RelaxResult as RelaxResult
 from carryall.dynamics.relax import relax as relax
 from carryall.dynamics.samplers import Room as Room

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from carryall.data.batch import Batch
 from carryall.data.sharing import system_sizes
+from carryall.dynamics.composition import chained, on_ranks
 from carryall.dynamics.forces import ForceEvaluator
 from carryall.dynamics.graduation import graduate
 from carryall.dynamics.hooks.base import HookRegistry, HookStageEnum, entered, name_of, stages_of
 from carryall.dynamics.inflight import Refill, run_in_flight
+from carryall.dynamics.parameters import whole
 from carryall.dynamics.roster import Active, Roster, Standing, within
 from carryall.dynamics.status import OUTCOME, PREVIOUS_ENERGY, REASON, STATUS, SYSTEM_ID, Outcome, ensure_keys, reopen
 from carryall.dynamics.thermo import standard_masses
@@ -62,6 +64,8 @@ class Engine:
         self.current_hook_stage: HookStageEnum | None = None
         self.newly_converged: Tensor | None = None
         """(k,) int64 systems that the converge event now under way is about: by the criterion, or by the number of steps."""
+        self.in_pipeline = False
+        """Whether systems come from and go to other stages of a pipeline."""
         self.host: Engine = self
         """The engine that steps this one: itself, or the fused stage that it is a part of."""
         self._steps = self._completed = 0
@@ -98,7 +102,7 @@ class Engine:
     @property
     def counts_own_steps(self) -> bool:
         """Whether a system leaves a part after that part's `n_steps` steps of its own."""
-        return self.refill.sampler is not None
+        return self.refill.sampler is not None or self.in_pipeline
 
     # -- hooks
 
@@ -360,6 +364,9 @@ class Engine:
         """Settings for `repr` and for checkpoints."""
         return {}
 
+    __or__ = chained
+    __mul__ = __rmul__ = on_ranks
+
     # -- inside
 
     def opened(self) -> AbstractContextManager[None]:
@@ -388,10 +395,3 @@ class Engine:
 
 def _none(batch: Batch) -> Tensor:
     return torch.zeros(batch.n_systems, dtype=torch.bool, device=batch.device)
-
-
-def whole(name: str, value: int, least: int = 0) -> int:
-    """A whole number of at least `least`; InputError names it otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} must be a {'non-negative' if least == 0 else 'positive'} integer, got {value!r}")
-    return value

@@ -60,7 +60,7 @@ class FusedStage(Engine):
         last = self._statuses[-1] + 1 if exit_status is None else exit_status
         if last <= self._statuses[-1]:
             raise InputError(f"exit_status {last} must lie beyond the last stage's status {self._statuses[-1]}")
-        _name_apart(self._parts)
+        name_apart(self._parts)
         needs = frozenset().union(*(part.__needs_keys__ for part in self._parts))
         super().__init__(
             self._parts[0].model,
@@ -225,7 +225,7 @@ def _ends(part: BaseDynamics) -> bool:
     return part.n_steps is not None or part.convergence_hook is not None
 
 
-def _name_apart(parts: Sequence[BaseDynamics]) -> None:
+def name_apart(parts: Sequence[BaseDynamics]) -> None:
     """Stages of one kind keep their states under names of their own."""
     taken: set[str] = set()
     for part in parts:

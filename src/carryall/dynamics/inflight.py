@@ -107,8 +107,11 @@ def removed(engine: Engine, batch: Batch | None, sinks: Sequence[DataSink]) -> B
     return left
 
 
-def admitted(engine: Engine, batch: Batch | None, new: Batch) -> Batch:
-    """The systems at hand with new ones, whose forces come with the next step's model call."""
+def admitted(engine: Engine, batch: Batch | None, new: Batch, unprimed: torch.Tensor | None = None) -> Batch:
+    """The systems at hand with new ones, whose forces come with the next step's model call.
+
+    unprimed: (n_systems,) bool of the new ones that have no forces of their positions; all by default.
+    """
     engine.enlist(new)
     for index, reason in unknown_elements(new, engine).items():
         engine.set_aside(new, index, reason)
@@ -118,7 +121,8 @@ def admitted(engine: Engine, batch: Batch | None, new: Batch) -> Batch:
         new.forces = torch.zeros_like(new.positions)
     if "virial" not in new and any("virial" in part.__needs_keys__ for part in engine.parts):
         new.set("virial", torch.zeros(new.n_systems, 3, 3, dtype=torch.float64, device=new.device), level="system")
-    unprimed = torch.ones(new.n_systems, dtype=torch.bool, device=new.device)
+    if unprimed is None:
+        unprimed = torch.ones(new.n_systems, dtype=torch.bool, device=new.device)
     if batch is None:
         engine.go_on_with(new, unprimed)
         return new

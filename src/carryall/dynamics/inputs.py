@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Protocol
 
 from carryall.data.atomic_data import AtomicData, unchecked
@@ -33,13 +33,13 @@ class InputStream:
     It reads ahead only when asked to `peek`, and keeps an input until `done` is told.
     """
 
-    def __init__(self, structures: Any, check: Check, before: Before) -> None:
+    def __init__(self, structures: Any, check: Check, before: Before, keep: Sequence[str] = MOVING) -> None:
         """structures: as `structure_iterable` gives them. check: InputError for what cannot be worked on.
 
-        before: what an earlier run knows of inputs.
+        before: what an earlier run knows of inputs. keep: fields of a structure that are passed on.
         """
         self._source = enumerate(each(structures))
-        self._check, self._before = check, before
+        self._check, self._before, self._keep = check, before, frozenset(keep)
         self._ahead: deque[Input] = deque()
         self._held: dict[int, Input] = {}
         self._bytes: dict[int, bytes] = {}
@@ -69,7 +69,7 @@ class InputStream:
             self._held[one.index] = one
             if one.data is not None:
                 self.hashes[one.index] = content_hash(one.data)
-            yield _moving(one.data) if one.data is not None and one.reason is None else Unreadable(one.reason or "")
+            yield _moving(one.data, self._keep) if one.data is not None and one.reason is None else Unreadable(one.reason or "")
 
     def input(self, index: int) -> Input:
         """An input that is kept."""
@@ -128,7 +128,7 @@ def _nothing(data: AtomicData) -> None:
     pass
 
 
-def _moving(data: AtomicData) -> AtomicData:
-    """Without labels, velocities and facts."""
-    values = {name: value for name in FIELDS if name in MOVING and (value := getattr(data, name)) is not None}
+def _moving(data: AtomicData, keep: Container[str]) -> AtomicData:
+    """The fields to keep and all extras, without facts."""
+    values = {name: value for name in FIELDS if name in keep and (value := getattr(data, name)) is not None}
     return unchecked(values, {"atom": data.atom_extras, "system": data.system_extras}, {})

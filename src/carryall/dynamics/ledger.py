@@ -1,7 +1,8 @@
 """What became of every input of a run, in one SQLite file: a run that is killed goes on from it and loses nothing.
 
-`ledger.sqlite` has a row for each input that is done (`systems`), the settings of the run (`run`), and the batch that was on
-its way when it was last saved (`in_flight`). It is written in transactions, so that it is whole whenever the process ends.
+`ledger.sqlite` has a row for each input that is done, or in a stage of a pipeline (`systems`), the settings of the run (`run`),
+the batches that were on their way when they were last saved (`in_flight`), and the state of systems that came into a stage of
+a pipeline (`travelling`). It is written in transactions, so that it is whole whenever the process ends.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ from carryall.errors import CarryallError, InputError
 
 LEDGER, LOCK = "ledger.sqlite", "ledger.lock"
 FORMAT, VERSION = "carryall-ledger", 1
-FINISHED = "finished"
-"""State of an input that is done, whatever its outcome; other states are those of inputs on their way through a pipeline."""
+FINISHED, IN_STAGE = "finished", "in_stage"
+"""States of an input: done, whatever its outcome; and in the pipeline's stage that its row names. Others wait."""
+WORK = ("systems", "in_flight")
+"""Tables that are empty before there is any work."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS systems (
     id INTEGER PRIMARY KEY, state TEXT NOT NULL, stage INTEGER, hash BLOB, source TEXT, frame INTEGER,
     outcome TEXT, reason TEXT, steps INTEGER, energy REAL, fmax REAL, structure BLOB);
+CREATE TABLE IF NOT EXISTS travelling (
+    id INTEGER PRIMARY KEY, stage INTEGER NOT NULL, fresh INTEGER NOT NULL, primed INTEGER NOT NULL, n_atoms INTEGER NOT NULL,
+    state BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS in_flight (part INTEGER PRIMARY KEY, step_count INTEGER NOT NULL, batch BLOB NOT NULL);
 """
 COLUMNS = "id, outcome, reason, steps, energy, fmax, structure, source, frame"
@@ -78,11 +84,11 @@ class Ledger:
         if not resume:
             if self._has_work():
                 raise InputError(f"{self.path.parent} holds a run already: go on with resume, or write elsewhere")
-            with self._transaction() as database:
+            with self.transaction() as database:
                 database.execute("DELETE FROM run")
         known = self.fact("format")
         if known is None:
-            with self._transaction() as database:
+            with self.transaction() as database:
                 for key, value in {"format": FORMAT, "version": VERSION, "settings": settings, "began": time.time()}.items():
                     database.execute("INSERT INTO run VALUES (?, ?)", (key, json.dumps(value)))
             return
@@ -106,30 +112,34 @@ class Ledger:
             for one in results
         ]  # fmt: skip
         names = "id, state, hash, source, frame, outcome, reason, steps, energy, fmax, structure"
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.executemany(f"INSERT INTO systems ({names}) VALUES ({', '.join('?' * 11)})", rows)
 
     def __contains__(self, index: object) -> bool:
-        return self._rows("SELECT 1 FROM systems WHERE id = ? AND state = ?", index, FINISHED) != []
+        return self.rows("SELECT 1 FROM systems WHERE id = ? AND state = ?", index, FINISHED) != []
 
     def __len__(self) -> int:
-        return int(self._rows("SELECT count(*) FROM systems WHERE state = ?", FINISHED)[0][0])
+        return int(self.rows("SELECT count(*) FROM systems WHERE state = ?", FINISHED)[0][0])
+
+    def is_on_its_way(self, index: int) -> bool:
+        """Whether an input was taken up and is not done."""
+        return self.rows("SELECT 1 FROM systems WHERE id = ? AND state != ?", index, FINISHED) != []
 
     def hash_of(self, index: int) -> bytes | None:
         """The content hash of a finished input; None when it is not finished, or was never read."""
-        found = self._rows("SELECT hash FROM systems WHERE id = ?", index)
+        found = self.rows("SELECT hash FROM systems WHERE id = ?", index)
         return found[0][0] if found else None
 
     def result(self, index: int) -> RelaxResult | None:
         """What became of an input; None while it is not done."""
-        found = self._rows(f"SELECT {COLUMNS} FROM systems WHERE id = ? AND state = ?", index, FINISHED)
+        found = self.rows(f"SELECT {COLUMNS} FROM systems WHERE id = ? AND state = ?", index, FINISHED)
         return _result(found[0]) if found else None
 
     def results(self) -> Iterator[RelaxResult]:
         """What became of all inputs that are done, in input order, a few at a time."""
         last = -1
         query = f"SELECT {COLUMNS} FROM systems WHERE id > ? AND state = ? ORDER BY id LIMIT 100"
-        while rows := self._rows(query, last, FINISHED):
+        while rows := self.rows(query, last, FINISHED):
             yield from map(_result, rows)
             last = rows[-1][0]
 
@@ -144,12 +154,12 @@ class Ledger:
             "lengths": [len(one) for one in state.originals.values()],
         }
         blob = b"".join([batch_to_bytes(state.batch, facts), *state.originals.values()])
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute("INSERT OR REPLACE INTO in_flight VALUES (0, ?, ?)", (state.step_count, blob))
 
     def in_flight(self) -> InFlight | None:
         """The systems that were on their way, those that are done since left out; None when there is none."""
-        found = self._rows("SELECT step_count, batch FROM in_flight WHERE part = 0")
+        found = self.rows("SELECT step_count, batch FROM in_flight WHERE part = 0")
         if not found:
             return None
         step_count, blob = found[0]
@@ -174,20 +184,26 @@ class Ledger:
 
     def clear_in_flight(self) -> None:
         """Forget the batch: nothing is on its way."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute("DELETE FROM in_flight")
 
     # -- facts of the run
 
     def fact(self, key: str) -> Any:
         """A fact of the run, such as "settings"; None when it is unknown."""
-        found = self._rows("SELECT value FROM run WHERE key = ?", key)
+        found = self.rows("SELECT value FROM run WHERE key = ?", key)
         return json.loads(found[0][0]) if found else None
 
     def set_fact(self, key: str, value: Any) -> None:
         """Keep a fact of the run, a value that JSON has."""
-        with self._transaction() as database:
-            database.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, json.dumps(value)))
+        with self.transaction() as database:
+            self.set_facts(database, {key: value})
+
+    @staticmethod
+    def set_facts(database: sqlite3.Connection, facts: Mapping[str, Any]) -> None:
+        """Keep facts of the run within a transaction that is under way."""
+        rows = [(key, json.dumps(value)) for key, value in facts.items()]
+        database.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
 
     def close(self) -> None:
         """Close the file; others may open it."""
@@ -205,17 +221,19 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- inside
+    # -- the file
 
     def _has_work(self) -> bool:
-        return any(self._rows(f"SELECT 1 FROM {table} LIMIT 1") for table in ("systems", "in_flight"))
+        return any(self.rows(f"SELECT 1 FROM {table} LIMIT 1") for table in WORK)
 
-    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """What a query finds."""
         assert self._database is not None, "the ledger is closed"
         return self._database.execute(query, values).fetchall()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of what is done inside, or nothing; CarryallError when the file cannot be written."""
         assert self._database is not None, "the ledger is closed"
         try:
             with self._database:
@@ -278,7 +296,7 @@ def holds_run(folder: str | Path) -> bool:
         return False
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            return any(database.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall() for table in ("systems", "in_flight"))
+            return any(database.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall() for table in WORK)
     except sqlite3.DatabaseError:
         return True
 
@@ -296,7 +314,8 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tupl
 
 
 def _connected(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=60.0)
+    # one thread at a time uses it: of a pipeline the one that keeps the books
+    database = sqlite3.connect(path, timeout=60.0, check_same_thread=False)
     try:
         # Where a file system has no shared memory the journal stays the classical one: slower, as safe.
         database.execute("PRAGMA journal_mode=WAL")

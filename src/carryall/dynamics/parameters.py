@@ -122,3 +122,10 @@ def checked(name: str, value: PerSystem, *, positive: bool = False, signed: bool
             least = "finite" if signed and not positive else f"{'positive' if positive else 'zero or more'} and finite"
             raise InputError(f"{name} must be {least}, got {one}")
     return numbers
+
+
+def whole(name: str, value: int, least: int = 0) -> int:
+    """A whole number of at least `least`; InputError names it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} must be a {'non-negative' if least == 0 else 'positive'} integer, got {value!r}")
+    return value

@@ -238,12 +238,12 @@ def _check_potential(ledger: Ledger, potential: Potential, first: Sequence[Input
     if known is None:
         one = next((one for one in first if one.data is not None and one.reason is None), None)
         if one is not None and one.data is not None:
-            ledger.set_fact("potential", {"input": one.index, "energy": _energy(potential, one.data)})
+            ledger.set_fact("potential", {"input": one.index, "energy": energy_of(potential, one.data)})
         return
     data = next((one.data for one in first if one.index == known["input"]), None)
     if data is None:
         return
-    energy = _energy(potential, data)
+    energy = energy_of(potential, data)
     if abs(energy - known["energy"]) > SAME_ENERGY * max(1.0, abs(known["energy"])):
         raise InputError(
             f"{ledger.path.parent} was begun with another potential: the energy of input {known['input']} was "
@@ -251,7 +251,8 @@ def _check_potential(ledger: Ledger, potential: Potential, first: Sequence[Input
         )
 
 
-def _energy(potential: Potential, data: AtomicData) -> float:
+def energy_of(potential: Potential, data: AtomicData) -> float:
+    """eV, of one structure."""
     graph = graph_from_structures([data], potential.spec.cutoff, potential.spec.type_map)
     return float(potential(graph)["energy"].detach()[0])
 

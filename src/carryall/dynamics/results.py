@@ -59,17 +59,18 @@ class RelaxResult:
     """Place in that file."""
 
 
-def export(folder: Path, results: Iterable[RelaxResult]) -> None:
-    """relaxed.extxyz (what did not fail) and results.csv (all), in the order of the results; each appears when complete."""
-    with _complete(folder / RELAXED) as frames, _complete(folder / RESULTS) as table:
+def export(folder: Path, results: Iterable[RelaxResult], name: str = RELAXED) -> None:
+    """Structures that did not fail in the file `name`, and results.csv with all, in the order of the results; each appears when
+    complete."""
+    with _complete(folder / name) as frames, _complete(folder / RESULTS) as table:
         rows = csv.writer(table, lineterminator="\n")
         rows.writerows([list(COLUMNS), list(COLUMNS.values())])
         for one in results:
             rows.writerow(_row(one))
             if one.energy is not None and one.structure is not None and one.structure.n_atoms:
                 frames.write(_frame(one))
-    if not (folder / RELAXED).stat().st_size:
-        (folder / RELAXED).unlink()
+    if not (folder / name).stat().st_size:
+        (folder / name).unlink()
 
 
 def _row(one: RelaxResult) -> list[object]:

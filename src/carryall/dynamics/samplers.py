@@ -49,6 +49,17 @@ class _Waiting:
     data: AtomicData | None
 
 
+@dataclass(frozen=True, eq=False)
+class _Either:
+    """What is in one of two."""
+
+    one: Container[int]
+    other: Container[int]
+
+    def __contains__(self, index: object) -> bool:
+        return index in self.one or index in self.other
+
+
 class SizeAwareSampler:
     """Draws structures into whatever room a batch has, in one pass over the data set.
 
@@ -104,6 +115,12 @@ class SizeAwareSampler:
             self._check_sizes()
 
     # -- drawing
+
+    def report(self, skip: Container[int], on_unreadable: OnUnreadable) -> None:
+        """Before the first draw: leave out `skip` too, and tell of unreadable structures where nobody is told yet."""
+        before = self._skip
+        self._skip = _Either(before, skip) if before else skip
+        self._on_unreadable = self._on_unreadable or on_unreadable
 
     def draw(self, room: Room, must: bool = False) -> list[tuple[int, AtomicData]]:
         """Structures with their indices in the data set, which together fit into `room`.
@@ -212,6 +229,7 @@ class SizeAwareSampler:
     def _all_items(self) -> Iterator[tuple[int, Any]]:
         """Indices with items, or with None where an item is read later by its index."""
         items = ((i, None) for i in range(len(self._dataset))) if self._indexed else enumerate(self._dataset)
+        # looked up late: a pipeline learns only when it opens its ledger what is done already
         return ((index, item) for index, item in items if index not in self._skip)
 
     def _measured(self, index: int, item: Any) -> _Waiting | None:

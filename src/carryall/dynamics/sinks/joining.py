@@ -46,7 +46,7 @@ def joined_with_blanks(parts: Sequence[Batch]) -> Batch:
     alike: dict[Signature, list[int]] = {}
     for number, part in enumerate(parts):
         if part.n_systems:
-            alike.setdefault(_signature(part), []).append(number)
+            alike.setdefault(signature_of(part), []).append(number)
     if len(alike) < 2:
         return Batch.joined([(part, None) for part in parts if part.n_systems] or [(parts[0], None)])
     tables = [columns_of(Batch.joined([(parts[number], None) for number in members])) for members in alike.values()]
@@ -68,7 +68,7 @@ def with_levels_of(batch: Batch, known: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _signature(batch: Batch) -> Signature:
+def signature_of(batch: Batch) -> Signature:
     """What batches have in common that can be joined as they are."""
     tables = {level: [(key, batch.get(key)) for key in sorted(batch.keys(level))] for level in LEVELS}
     return tuple((level, key, one.dtype, one.shape[1:]) for level, table in tables.items() for key, one in table)
