@@ -97,12 +97,18 @@ def removed(engine: Engine, batch: Batch | None, sinks: Sequence[DataSink]) -> B
         return batch
     finished = ~engine.not_done(batch)
     write_in_order(sinks, batch, finished)
-    kept = (~finished).nonzero().squeeze(1)
-    if not len(kept):
+    return without(engine, batch, finished.nonzero().squeeze(1).tolist())
+
+
+def without(engine: Engine, batch: Batch, rows: Sequence[int]) -> Batch | None:
+    """The batch without some systems; None where that leaves none."""
+    kept = torch.ones(batch.n_systems, dtype=torch.bool, device=batch.device)
+    kept[list(rows)] = False
+    if not bool(kept.any()):
         engine.go_on_with(None, None)
         return None
     current = engine.forces_are_current(batch)
-    left, unprimed = batch.index_select(kept), engine.roster.unprimed
+    left, unprimed = batch.index_select(kept.nonzero().squeeze(1)), engine.roster.unprimed
     engine.go_on_with(left, None if unprimed is None else unprimed[kept], current)
     return left
 

@@ -60,11 +60,9 @@ class Inbox:
         self._arrived.extend(passed)
         return taken
 
-    def drained(self) -> list[State]:
-        """All that wait, which are here no longer."""
-        found = [state for state, _, _ in self._arrived]
-        self._arrived.clear()
-        return found
+    def drained(self, most: int) -> list[State]:
+        """The last that came, at most `most`, which are here no longer."""
+        return [self._arrived.pop()[0] for _ in range(min(most, len(self._arrived)))]
 
 
 def entered(engine: Engine, batch: Batch | None, arrived: Sequence[tuple[State, Batch, int]]) -> Batch:

@@ -27,6 +27,8 @@ from carryall.dynamics.sinks.base import SinkFullError
 
 TICK, LEAVING = 1.0, 15.0
 """Seconds between looks at the ranks; and that ranks have to leave in, once a run stops."""
+SHAREABLE = 4
+"""Systems that a rank must have at least, to give half of them to one that has none."""
 
 
 @dataclass(eq=False)
@@ -44,6 +46,8 @@ class Desk:
     """What it waits for."""
     held: set[int] = field(default_factory=set)
     """Systems that it has."""
+    sharing: bool = False
+    """Whether it was asked to give back half of them."""
     spoke: float = field(default_factory=time.monotonic)
     """When its loop over steps last said something."""
     step: int = 0
@@ -157,10 +161,10 @@ class Hub:
             for index, n_atoms, primed, blob in zip(facts["ids"], facts["n_atoms"], facts["primed"], message.blobs, strict=True)
         ]
         self.books.move(changed, stage, stage)
-        self.books.forget(desk.rank)
         untouched = [Waiting(index, n_atoms) for index, n_atoms in facts["untouched"]]
         self.queues[stage].add([*(Waiting(one.id, one.n_atoms) for one in changed), *untouched])
-        desk.held.clear()
+        desk.held.difference_update([*facts["ids"], *(one.id for one in untouched)])
+        desk.sharing = False
         self._serve_all()
 
     def _on_save(self, desk: Desk, message: Message) -> None:
@@ -210,12 +214,24 @@ class Hub:
             return
         taken = [] if stage is None else self._taken(stage, Room(facts["n_systems"], facts["n_atoms"]), facts["must"])
         if not taken and facts["wait"]:
+            if facts["must"]:
+                self._ask_to_share(desk)
             return
         desk.claim = None
         desk.held.update(one.id for one in taken)
         told = {"stage": stage, "ids": [one.id for one in taken], "n_atoms": [one.n_atoms for one in taken]}
         flags = {"fresh": [one.fresh for one in taken], "primed": [one.primed for one in taken]}
         desk.send(Message("systems", {**told, **flags}, [one.blob for one in taken]))
+
+    def _ask_to_share(self, idle: Desk) -> None:
+        """No system waits for a rank that has none: the rank with the most gives it half of them."""
+        if any(one.sharing for one in self.desks.values()):
+            return
+        loaded = [one for one in self.desks.values() if self.rules.helping or one.own == idle.own]
+        most = max(loaded, key=lambda one: len(one.held))
+        if len(most.held) >= SHAREABLE and not most.left:
+            most.sharing = True
+            most.send(Message("share"))
 
     def _stage_for(self, desk: Desk, idle: bool) -> int | None:
         """The stage that a rank should work for now: its own, or another one that needs it."""

@@ -8,29 +8,26 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from carryall.data.batch import Batch
-from carryall.dynamics.blobs import batch_to_bytes
 from carryall.dynamics.buffers import BufferConfig
 from carryall.dynamics.engine import Engine
-from carryall.dynamics.inflight import WORTH_REFILL, removed
+from carryall.dynamics.inflight import WORTH_REFILL, removed, without
 from carryall.dynamics.memory import CPU_ATOMS, automatic_limits
 from carryall.dynamics.optimizers import FIRE
 from carryall.dynamics.pipeline.arrivals import Inbox, entered
 from carryall.dynamics.pipeline.books import State
 from carryall.dynamics.pipeline.channel import Channel
 from carryall.dynamics.pipeline.messages import Message
-from carryall.dynamics.pipeline.outcome import HISTORY
+from carryall.dynamics.pipeline.parcels import delivery, return_of, saved
 from carryall.dynamics.pipeline.stages import PipelineStage
-from carryall.dynamics.results import OUTCOMES
 from carryall.dynamics.samplers import Room
 from carryall.dynamics.screening import STATE_SHARE
-from carryall.dynamics.status import OUTCOME, REASON, SYSTEM_ID, Outcome
+from carryall.dynamics.status import SYSTEM_ID
 from carryall.dynamics.stopping import StopRequested
 from carryall.errors import CarryallError
 from carryall.exchange.transport import PeerError
@@ -80,6 +77,8 @@ class Worker:
         self._ended: Message | None = None
         self._assigned: int | None = None
         """Another stage that it has to work for."""
+        self._share = False
+        """Whether it has to give half of its systems to a rank that has none."""
         self._may_go = False
         now = time.monotonic()
         self._spoke, self._saved, self._wait = now, now, conduct.checkpoint_seconds
@@ -117,9 +116,12 @@ class Worker:
         self._read_mail()
         if self._assigned is not None:
             if self.stage is not None:
-                self._give_back()
+                self._give_back(half=False)
             self.stage, self._assigned = self._assigned, None
             return
+        if self._share:
+            self._share = False
+            self._give_back(half=True)
         idle = self.batch is None or not self.engine.n_running(self.batch)
         if not idle:
             assert self.batch is not None
@@ -229,41 +231,21 @@ class Worker:
     def hand_on(self, batch: Batch) -> None:
         """Send systems that are done with the stage; the hub tells when they are in the ledger."""
         assert self.stage is not None
-        outcomes, name = batch.get(OUTCOME).tolist(), self.stages[self.stage].name
-        steps = sum(part.steps(batch) for part in self.engine.parts)
-        assert isinstance(steps, Tensor)
-        blobs = []
-        for place, taken in enumerate(steps.tolist()):
-            one = batch.index_select([place])
-            said = {"stage": name, "outcome": OUTCOMES[Outcome(outcomes[place])], "steps": taken}
-            one.info[0][HISTORY] = [*one.info[0].get(HISTORY, []), said]
-            blobs.append(batch_to_bytes(one, {}))
         self._sent += 1
-        failed = [REASON in info for info in batch.info]
-        facts = {"stage": self.stage, "ids": batch.get(SYSTEM_ID).tolist(), "n_atoms": batch.atom_counts, "failed": failed}
-        self.channel.send(Message("deliver", {**facts, "number": self._sent}, blobs))
+        self.channel.send(delivery(self.stage, self.stages[self.stage].name, self.engine, batch, self._sent))
 
-    def _give_back(self) -> None:
-        """Send back all systems that are not done: the rank works for another stage."""
-        facts: dict[str, Any] = {"stage": self.stage, "ids": [], "n_atoms": [], "primed": []}
-        blobs: list[bytes] = []
+    def _give_back(self, half: bool) -> None:
+        """Send back systems that are not done: all, as the rank works for another stage, or half, for a rank without work."""
         if self.batch is not None:
             self.batch = removed(self.engine, self.batch, [_HandOn(self)])
-        if self.batch is not None:
-            facts |= {"ids": self.batch.get(SYSTEM_ID).tolist(), "n_atoms": self.batch.atom_counts, "primed": self._primed()}
-            blobs = [batch_to_bytes(self.batch.index_select([place]), {}) for place in range(self.batch.n_systems)]
-            self.engine.go_on_with(None, None)
-        facts["untouched"] = [(one.id, one.n_atoms) for one in self.inbox.drained()]
-        self.batch = None
-        self.channel.send(Message("give_back", facts, blobs))
-
-    def _primed(self) -> list[bool]:
-        """Which systems of the batch have the forces of their positions."""
-        assert self.batch is not None
-        unprimed = self.engine.roster.unprimed
-        if not self.engine.forces_are_current(self.batch):
-            return [False] * self.batch.n_systems
-        return [True] * self.batch.n_systems if unprimed is None else (~unprimed).tolist()
+        held = 0 if self.batch is None else self.batch.n_systems
+        count = (held + len(self.inbox)) // 2 if half else held + len(self.inbox)
+        untouched = self.inbox.drained(count)
+        rows = list(range(held - (count - len(untouched)), held))
+        self.channel.send(return_of(self.stage, self.engine, self.batch, rows, untouched))
+        if self.batch is not None and rows:
+            self.batch = without(self.engine, self.batch, rows)
+        self.save()
 
     # -- the ledger
 
@@ -281,11 +263,7 @@ class Worker:
 
     def save(self) -> None:
         """Have the ledger keep the batch as it is."""
-        facts: dict[str, Any] = {"stage": self.stage, "step": self._step}
-        if self.batch is None:
-            self.channel.send(Message("save", facts))
-            return
-        self.channel.send(Message("save", {**facts, "primed": self._primed()}, [batch_to_bytes(self.batch, {})]))
+        self.channel.send(saved(self.stage, None if self.stage is None else self.engine, self.batch, self._step))
 
     def leave(self, asked: bool, wait: bool) -> None:
         """Save, and tell the hub that this rank works no more. wait: until the ledger has it."""
@@ -339,6 +317,8 @@ class Worker:
             self.inbox.add(states, self._cutoff_for_edges())
         elif message.kind == "assign":
             self._claimed, self._assigned = None, facts["stage"]
+        elif message.kind == "share":
+            self._share = True
         elif message.kind == "taken":
             self._acknowledged = facts["number"]
         elif message.kind == "go":
