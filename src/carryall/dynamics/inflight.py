@@ -141,13 +141,18 @@ def admitted(engine: Engine, batch: Batch | None, new: Batch, unprimed: torch.Te
 
 
 def blanks(one: Batch, other: Batch) -> dict[str, Any]:
-    """What a key that only one of two batches has is for the systems of the other: NaN, 0 or false by its type."""
+    """What a key that only one of two batches has is for the systems of the other: NaN, 0 or false by its type.
+
+    Atoms without velocities rest, as in `moving_batch`.
+    """
     found = {}
     for batch, lacking in ((one, other), (other, one)):
         for key in batch.keys():  # noqa: SIM118
             if key not in lacking:
                 dtype = batch.get(key).dtype
                 found[key] = float("nan") if dtype.is_floating_point else key == MOVE_MASK if dtype == torch.bool else 0
+    if "velocities" in found:
+        found["velocities"] = 0.0
     return found
 
 

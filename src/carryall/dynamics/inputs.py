@@ -11,7 +11,7 @@ from carryall.data.fields import FIELDS
 from carryall.dynamics.blobs import content_hash, structure_from_bytes, structure_to_bytes
 from carryall.dynamics.results import RelaxResult
 from carryall.dynamics.samplers import Unreadable
-from carryall.dynamics.structures import Check, Input, checked_input, each, read_input
+from carryall.dynamics.structures import Check, Input, checked_input, each, first_index_of, read_input
 from carryall.errors import CarryallError
 
 MOVING = ("positions", "atomic_numbers", "cell", "pbc", "masses", "charges", "spins")
@@ -38,7 +38,9 @@ class InputStream:
 
         before: what an earlier run knows of inputs. keep: fields of a structure that are passed on.
         """
-        self._source = enumerate(each(structures))
+        self.first_index = first_index_of(structures)
+        """Number of the first input: a shard of a larger run goes on where the one before it ends."""
+        self._source = enumerate(each(structures), self.first_index)
         self._check, self._before, self._keep = check, before, frozenset(keep)
         self._ahead: deque[Input] = deque()
         self._held: dict[int, Input] = {}

@@ -121,10 +121,6 @@ class Ledger:
     def __len__(self) -> int:
         return int(self.rows("SELECT count(*) FROM systems WHERE state = ?", FINISHED)[0][0])
 
-    def is_on_its_way(self, index: int) -> bool:
-        """Whether an input was taken up and is not done."""
-        return self.rows("SELECT 1 FROM systems WHERE id = ? AND state != ?", index, FINISHED) != []
-
     def hash_of(self, index: int) -> bytes | None:
         """The content hash of a finished input; None when it is not finished, or was never read."""
         found = self.rows("SELECT hash FROM systems WHERE id = ?", index)

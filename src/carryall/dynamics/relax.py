@@ -31,6 +31,7 @@ from carryall.dynamics.structures import (
     check_structure,
     checked_input,
     each,
+    first_index_of,
     structure_iterable,
 )
 from carryall.errors import InputError, nearest
@@ -196,7 +197,7 @@ def _check_all(
     plan: _Plan, check: Check, taken_up: TakenUp, limits: BatchLimits, refusal: Callable[[AtomicData], str | None]
 ) -> None:
     """InputError with the index of the first structure that cannot be worked on."""
-    for index, structure in enumerate(each(plan.structures)):
+    for index, structure in enumerate(each(plan.structures), first_index_of(plan.structures)):
         if index in taken_up:
             continue
         one = checked_input(index, structure, check)

@@ -228,7 +228,8 @@ class SizeAwareSampler:
 
     def _all_items(self) -> Iterator[tuple[int, Any]]:
         """Indices with items, or with None where an item is read later by its index."""
-        items = ((i, None) for i in range(len(self._dataset))) if self._indexed else enumerate(self._dataset)
+        first = getattr(self._dataset, "first_index", 0)
+        items = ((i, None) for i in range(len(self._dataset))) if self._indexed else enumerate(self._dataset, first)
         # looked up late: a pipeline learns only when it opens its ledger what is done already
         return ((index, item) for index, item in items if index not in self._skip)
 

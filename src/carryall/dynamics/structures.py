@@ -83,6 +83,11 @@ def each(structures: Any) -> Iterator[Any]:
         yield item
 
 
+def first_index_of(structures: Any) -> int:
+    """Number of the first of many structures: their `first_index` where they are a shard of a larger run, else 0."""
+    return int(getattr(structures, "first_index", 0))
+
+
 def checked_input(index: int, structure: Any, check: Check) -> Input:
     """A structure that can be worked on, or the reason why not: what `check` says in an InputError."""
     one = read_input(index, structure)

@@ -77,6 +77,8 @@ def entered(engine: Engine, batch: Batch | None, arrived: Sequence[tuple[State, 
             begin(engine, joined)
             if engine.refill.init_fn is not None:
                 engine.refill.init_fn(joined)
+            # a batch that another run has stepped may have the state of one
+            engine.enlist(joined, fresh=True)
         batch = admitted(engine, batch, joined, unprimed)
     assert batch is not None
     return batch

@@ -46,6 +46,8 @@ class Desk:
     """What it waits for."""
     held: set[int] = field(default_factory=set)
     """Systems that it has."""
+    moving: bool = False
+    """Whether it was told of another stage, and has not yet given back what it had of the one before."""
     sharing: bool = False
     """Whether it was asked to give back half of them."""
     spoke: float = field(default_factory=time.monotonic)
@@ -128,6 +130,9 @@ class Hub:
         desk.step = message.facts["step"]
 
     def _on_claim(self, desk: Desk, message: Message) -> None:
+        if desk.moving:
+            # it was sent before the rank knew
+            return
         desk.claim, desk.at = message, message.facts["stage"]
         self._serve(desk)
         self._release()
@@ -135,20 +140,18 @@ class Hub:
 
     def _on_deliver(self, desk: Desk, message: Message) -> None:
         stage, ids, failed = (message.facts[name] for name in ("stage", "ids", "failed"))
-        going = [
-            State(index, n_atoms, blob)
-            for index, n_atoms, blob, fails in zip(ids, message.facts["n_atoms"], message.blobs, failed, strict=True)
-            if not fails
-        ]
+        states = [State(*row) for row in zip(ids, message.facts["n_atoms"], message.blobs, strict=True)]
         last = stage == self.books.n_stages - 1
+        done = [one for one, fails in zip(states, failed, strict=True) if fails or last]
+        going = [] if last else [one for one, fails in zip(states, failed, strict=True) if not fails]
+        self.books.move(done, stage, self.books.n_stages)
         self.books.move(going, stage, stage + 1)
-        done = [blob for blob, fails in zip(message.blobs, failed, strict=True) if fails or last]
-        if not self._finish(done):
+        if not self._finish([one.blob for one in done]):
             return
-        if not last:
+        if going:
             self.queues[stage + 1].add(Waiting(one.id, one.n_atoms) for one in going)
         self.failed[stage] += sum(failed)
-        self.passed[stage] += len(going)
+        self.passed[stage] += len(failed) - sum(failed)
         desk.held.difference_update(ids)
         desk.send(Message("taken", {"number": message.facts["number"]}))
         self._serve_all()
@@ -160,11 +163,12 @@ class Hub:
             State(index, n_atoms, blob, False, primed)
             for index, n_atoms, primed, blob in zip(facts["ids"], facts["n_atoms"], facts["primed"], message.blobs, strict=True)
         ]
-        self.books.move(changed, stage, stage)
         untouched = [Waiting(index, n_atoms) for index, n_atoms in facts["untouched"]]
-        self.queues[stage].add([*(Waiting(one.id, one.n_atoms) for one in changed), *untouched])
+        if stage is not None:
+            self.books.move(changed, stage, stage)
+            self.queues[stage].add([*(Waiting(one.id, one.n_atoms) for one in changed), *untouched])
         desk.held.difference_update([*facts["ids"], *(one.id for one in untouched)])
-        desk.sharing = False
+        desk.sharing = desk.moving = False
         self._serve_all()
 
     def _on_save(self, desk: Desk, message: Message) -> None:
@@ -209,7 +213,7 @@ class Hub:
         facts = desk.claim.facts
         stage = self._stage_for(desk, facts["must"])
         if stage != facts["stage"]:
-            desk.claim, desk.at = None, stage
+            desk.claim, desk.at, desk.moving = None, stage, True
             desk.send(Message("assign", {"stage": stage}))
             return
         taken = [] if stage is None else self._taken(stage, Room(facts["n_systems"], facts["n_atoms"]), facts["must"])
@@ -282,7 +286,7 @@ class Hub:
         try:
             facts = self.sinks.write(batch)
         except SinkFullError as error:
-            # those that passed the last stage are in the ledger with their state; failed ones stay where they were
+            # they are in the ledger with their states, as systems that wait for a sink
             self.end_with(f"{error}; nothing is lost: give the run a further sink and resume it")
             return False
         self._record(batch, facts)
@@ -290,12 +294,12 @@ class Hub:
 
     def _settle_sinks(self) -> None:
         """Results that a sink has but not the ledger, and those that no sink had room for."""
-        found = self.sinks.unknown(self.books.ledger)
-        if found is not None:
-            self._record(*found)
-        waiting = self.books.waiting(self.books.n_stages)
-        if waiting:
-            self._finish([one.blob for one in self.books.states([one.id for one in waiting])])
+        waiting = self.books.states([one.id for one in self.books.waiting(self.books.n_stages)])
+        there = self.sinks.unknown(self.books.ledger)
+        written = [one.blob for one in waiting if one.id in there]
+        if written:
+            self._record(joined(written), self.sinks.lengths())
+        self._finish([one.blob for one in waiting if one.id not in there])
 
     def _record(self, batch: Batch, facts: dict[str, Any]) -> None:
         """Results of systems that are in the sinks."""
@@ -314,6 +318,12 @@ class Hub:
         if self.error is None and self._ending is None:
             self.error = error
             self._end(Message("stop", {"error": error}))
+
+    def give_up(self, error: str) -> None:
+        """End the run when nobody serves it any more: ranks leave at once, and nothing more is written."""
+        self.end_with(error)
+        for desk in self.desks.values():
+            desk.send(Message("end"))
 
     def stop(self) -> None:
         """End the run as asked for; every rank saves what it has and leaves."""

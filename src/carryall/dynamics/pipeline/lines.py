@@ -62,7 +62,7 @@ class Keeper:
             self._hub.serve(self._show)
         except BaseException as error:
             self.failure = error
-            self._hub.end_with(f"rank 0 could not keep the ledger: {error}")
+            self._hub.give_up(f"rank 0 could not keep the ledger: {type(error).__name__}: {error}")
 
 
 def admitting(hub: Hub, lines: Sequence[Line]) -> Callable[[Connection], None]:

@@ -33,12 +33,12 @@ def delivery(stage: int, name: str, engine: Engine, batch: Batch, number: int) -
 
 
 def return_of(
-    stage: int | None, engine: Engine, batch: Batch | None, rows: Sequence[int], untouched: Sequence[State]
+    stage: int | None, engine: Engine | None, batch: Batch | None, rows: Sequence[int], untouched: Sequence[State]
 ) -> Message:
     """Systems `rows` of a batch as they are, and others that have not entered it."""
     facts: dict[str, Any] = {"stage": stage, "ids": [], "n_atoms": [], "primed": []}
     blobs: list[bytes] = []
-    if batch is not None and len(rows):
+    if engine is not None and batch is not None and len(rows):
         names, counts, primed = batch.get(SYSTEM_ID).tolist(), batch.atom_counts, primed_of(engine, batch)
         facts |= {"ids": [names[i] for i in rows], "n_atoms": [counts[i] for i in rows], "primed": [primed[i] for i in rows]}
         blobs = [batch_to_bytes(batch.index_select([i]), {}) for i in rows]

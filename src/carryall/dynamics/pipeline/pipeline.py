@@ -27,7 +27,8 @@ from carryall.dynamics.pipeline.stages import PipelineStage, Stage, as_stage, ch
 from carryall.dynamics.pipeline.worker import ASYNC_RECV, COMM_MODES, Conduct, Worker
 from carryall.dynamics.results import RelaxResult, export
 from carryall.dynamics.stopping import StopRequested
-from carryall.errors import CarryallError, InputError, nearest
+from carryall.errors import InputError, nearest
+from carryall.exchange.transport import PeerError
 from carryall.interrupt import stop_between_steps
 
 FINISHED_STRUCTURES = "finished.extxyz"
@@ -203,24 +204,17 @@ class DistributedPipeline:
             channel = Channel(far, mail.put)
             keeper = Keeper(hub, stack.enter_context(live_table(progress)))
             keeper.thread.start()
-            stopped: StopRequested | None = None
+            ended: BaseException | None = None
             try:
-                own = hub.desks[0].own
-                self._work(Worker(0, self.stages, own, channel, mail, conduct), requested, on_start)
-            except StopRequested as stop:
-                # a rank that failed comes first: torchrun asks the others to stop then
-                stopped = stop
+                self._work(Worker(0, self.stages, hub.desks[0].own, channel, mail, conduct), requested, on_start)
+            except BaseException as error:
+                ended = error
             finally:
                 keeper.thread.join(LEAVING + self.timeout)
                 for line in lines:
                     line.close()
                 channel.close()
-            if keeper.failure is not None:
-                raise keeper.failure
-            if hub.error is not None:
-                raise CarryallError(hub.error)
-            if stopped is not None:
-                raise stopped
+            _raise_first(ended, keeper.failure, hub.error)
             hub.books.close(len(hub.books.known))
             if out is None:
                 return list(hub.books.ledger.results())
@@ -247,6 +241,21 @@ class DistributedPipeline:
         own = [None] if here.size == 1 else [self.stage_of(rank) for rank in range(here.size)]
         desks = [Desk(rank, own[rank], line.send, line.silence, here=rank == 0) for rank, line in enumerate(lines)]
         return Hub(books, source, sinks, rules, desks), lines
+
+
+def _raise_first(ended: BaseException | None, failure: BaseException | None, error: str | None) -> None:
+    """Raise what ended a run: rank 0's own error, the hub's, another rank's, and only then that it was asked to stop.
+
+    torchrun asks all ranks to stop when one has failed.
+    """
+    if ended is not None and not isinstance(ended, (StopRequested, PeerError)):
+        raise ended
+    if failure is not None:
+        raise failure
+    if error is not None:
+        raise PeerError(error) from None
+    if ended is not None:
+        raise ended
 
 
 def chain(left: Any, right: Any) -> DistributedPipeline:

@@ -47,32 +47,19 @@ class Sinks:
         """Write systems; SinkFullError, with nothing written, when they do not all fit. Returns what the ledger has to know."""
         if self._open:
             write_in_order(self._open, batch)
-        return self._lengths()
+        return self.lengths()
 
-    def unknown(self, ledger: Ledger) -> tuple[Batch, dict[str, Any]] | None:
-        """Systems that reached a sink but not the ledger, with what the ledger has to know then; None when there are none."""
-        known = ledger.fact(FACT) or []
-        found: list[Batch] = []
+    def unknown(self, ledger: Ledger) -> set[int]:
+        """Ids of systems that a sink has got since the ledger was last written."""
+        known, found = ledger.fact(FACT) or [], set()
         for place, sink in enumerate(self._open):
             before = known[place] if place < len(known) else 0
             if len(sink) < before:
                 logger.warning("%r has %d systems, the ledger knows of %d that were written to it", sink, len(sink), before)
             elif len(sink) > before:
-                batch = sink.read()
-                found.append(batch.index_select(slice(before, None)))
-        open_ = [_on_their_way(one, ledger) for one in found]
-        left = [one for one in open_ if one is not None]
-        if not left:
-            return None
-        batch = left[0] if len(left) == 1 else Batch.joined([(one, None) for one in left])
-        return batch, self._lengths()
+                found.update(sink.read().get(SYSTEM_ID)[before:].tolist())
+        return found
 
-    def _lengths(self) -> dict[str, Any]:
+    def lengths(self) -> dict[str, Any]:
+        """How many systems each sink has, for the ledger."""
         return {FACT: [len(one) for one in self._open]} if self._open else {}
-
-
-def _on_their_way(batch: Batch, ledger: Ledger) -> Batch | None:
-    """Systems of a sink that the ledger has on their way; others are of another run."""
-    ids = batch.get(SYSTEM_ID).tolist()
-    rows = [place for place, index in enumerate(ids) if ledger.is_on_its_way(index)]
-    return batch.index_select(rows) if rows else None

@@ -106,6 +106,11 @@ class _Sized:
     def __len__(self) -> int:
         return len(self.structures)
 
+    @property
+    def first_index(self) -> int:
+        """Number of the first input."""
+        return self.stream.first_index
+
 
 def _check_for(models: Sequence[Potential]) -> Callable[[AtomicData], None]:
     different = list({id(one): one for one in models}.values())
@@ -128,6 +133,8 @@ def _refuse(books: Books, stream: InputStream | None, index: int, reason: str) -
 def _of_batch(batch: Batch, books: Books) -> list[TakenUp]:
     """The systems of a batch with all they carry, numbered by `system_id` or by their order; failed ones stay failed."""
     ids = batch.get(SYSTEM_ID).tolist() if SYSTEM_ID in batch else list(range(batch.n_systems))
+    if min(ids, default=0) < 0:
+        raise InputError(f"a system of the batch has system_id {min(ids)}: ids are 0 or more")
     if len(set(ids)) < len(ids):
         raise InputError("two systems of the batch have the same system_id: each input has one of its own")
     found = []

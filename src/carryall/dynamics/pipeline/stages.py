@@ -91,11 +91,14 @@ def _facts_of(part: BaseDynamics) -> dict[str, Any]:
 
 
 def _named_apart(stages: Sequence[PipelineStage]) -> list[PipelineStage]:
-    names = [one.name for one in stages]
+    taken: set[str] = set()
     found = []
-    for place, one in enumerate(stages):
-        again = names[:place].count(one.name)
-        found.append(replace(one, name=f"{one.name} {again + 1}") if again else one)
+    for one in stages:
+        name, count = one.name, 2
+        while name in taken:
+            name, count = f"{one.name} {count}", count + 1
+        taken.add(name)
+        found.append(replace(one, name=name))
     return found
 
 

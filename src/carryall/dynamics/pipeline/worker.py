@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from carryall.dynamics.samplers import Room
 from carryall.dynamics.screening import STATE_SHARE
 from carryall.dynamics.status import SYSTEM_ID
 from carryall.dynamics.stopping import StopRequested
-from carryall.errors import CarryallError
+from carryall.errors import CarryallError, InputError
 from carryall.exchange.transport import PeerError
 
 logger = logging.getLogger("carryall.dynamics")
@@ -101,7 +101,7 @@ class Worker:
         """Work for one stage, until the hub assigns another or ends the run."""
         with ExitStack() as opened:
             if self.stage is not None:
-                self.engine.in_pipeline = True
+                opened.enter_context(self._streaming(self.engine))
                 self.engine.begin_run(None)
                 opened.enter_context(self.engine.opened())
             stage = self.stage
@@ -115,9 +115,9 @@ class Worker:
         """One step, and what is due after it."""
         self._read_mail()
         if self._assigned is not None:
-            if self.stage is not None:
-                self._give_back(half=False)
-            self.stage, self._assigned = self._assigned, None
+            # a claim that is still open is dropped there
+            self._give_back(half=False)
+            self.stage, self._assigned, self._claimed = self._assigned, None, None
             return
         if self._share:
             self._share = False
@@ -137,6 +137,17 @@ class Worker:
             self._until(lambda: self._may_go, "the other ranks' step", requested)
             self._may_go = False
 
+    @staticmethod
+    @contextmanager
+    def _streaming(engine: Engine) -> Iterator[None]:
+        """Systems leave the engine after its `n_steps` steps of their own."""
+        engine.in_pipeline = True
+        try:
+            yield
+        finally:
+            engine.in_pipeline = False
+            engine.go_on_with(None, None)
+
     @property
     def engine(self) -> Engine:
         """The engine of the stage that it works for."""
@@ -146,14 +157,18 @@ class Worker:
     # -- systems that come and go
 
     def _exchange(self, idle: bool, requested: Callable[[], bool]) -> None:
-        if self.batch is not None and (idle or self._worth(self.batch.n_systems - self.engine.n_running(self.batch))):
-            self.batch = removed(self.engine, self.batch, [_HandOn(self)])
-            if self.conduct.comm_mode != FULLY_ASYNC:
-                self._until(lambda: self._sent == self._acknowledged, "word that its systems are in the ledger", requested)
-        if self._interrupted:
-            return
-        self._enter()
-        idle = self.batch is None or not self.engine.n_running(self.batch)
+        while True:
+            if self.batch is not None and (idle or self._worth(self.batch.n_systems - self.engine.n_running(self.batch))):
+                self.batch = removed(self.engine, self.batch, [_HandOn(self)])
+                if self.conduct.comm_mode != FULLY_ASYNC:
+                    self._until(lambda: self._sent == self._acknowledged, "word that its systems are in the ledger", requested)
+            if self._interrupted:
+                return
+            self._enter()
+            idle = self.batch is None or not self.engine.n_running(self.batch)
+            # systems that cannot even start leave again at once
+            if self.batch is None or not idle:
+                break
         self._claim(idle)
         if self.conduct.comm_mode == SYNC and not idle:
             self._until(lambda: self._claimed is None, "systems", requested)
@@ -185,7 +200,11 @@ class Worker:
             if not samples:
                 return Room(SAMPLES, CPU_ATOMS[0])
             model, skin = self.engine.model, self.engine.skin
-            found = automatic_limits(lambda: FIRE(model, convergence_hook=-1.0, skin=skin), samples)
+            try:
+                found = automatic_limits(lambda: FIRE(model, convergence_hook=-1.0, skin=skin), samples)
+            except InputError:
+                # one that the potential cannot work on: it fails by itself, and others tell
+                return Room(SAMPLES, CPU_ATOMS[0])
             self._limits[self.stage] = Room(None, found.max_atoms, found.max_edges)
         return self._limits[self.stage]
 
@@ -242,7 +261,8 @@ class Worker:
         count = (held + len(self.inbox)) // 2 if half else held + len(self.inbox)
         untouched = self.inbox.drained(count)
         rows = list(range(held - (count - len(untouched)), held))
-        self.channel.send(return_of(self.stage, self.engine, self.batch, rows, untouched))
+        engine = None if self.stage is None else self.engine
+        self.channel.send(return_of(self.stage, engine, self.batch, rows, untouched))
         if self.batch is not None and rows:
             self.batch = without(self.engine, self.batch, rows)
         self.save()
