@@ -162,6 +162,10 @@ class Worker:
                 self.batch = removed(self.engine, self.batch, [_HandOn(self)])
                 if self.conduct.comm_mode != FULLY_ASYNC:
                     self._until(lambda: self._sent == self._acknowledged, "word that its systems are in the ledger", requested)
+            if self.batch is None and len(self.inbox):
+                # a batch begins full, not with what was asked for ahead
+                self._ask(self._room(), must=False, wait=False)
+                self._until(lambda: self._claimed is None, "systems", requested)
             if self._interrupted:
                 return
             self._enter()
@@ -222,13 +226,12 @@ class Worker:
         must = idle and not len(self.inbox)
         if self._claimed is not None and (self._claimed or not must):
             return
-        if self.stage is None:
-            room = Room(0, 0)
-        else:
-            room = self._room()
-            if not must and (room.n_systems == 0 or room.n_atoms == 0):
-                return
-        wait = self.conduct.comm_mode != SYNC or must
+        room = Room(0, 0) if self.stage is None else self._room()
+        if must or not (room.n_systems == 0 or room.n_atoms == 0):
+            self._ask(room, must, self.conduct.comm_mode != SYNC or must)
+
+    def _ask(self, room: Room, must: bool, wait: bool) -> None:
+        """Ask the hub for systems. must: for one at least; wait: until there are some, be it long."""
         self._claimed = must
         facts = {"stage": self.stage, "n_systems": room.n_systems, "n_atoms": room.n_atoms, "must": must, "wait": wait}
         self.channel.send(Message("claim", facts))
