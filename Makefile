@@ -25,6 +25,7 @@ bench: $(VENV)/dev.stamp         ## benchmark tables, see benchmarks/; PEER, NVA
 	$(BIN)/python benchmarks/dpa1.py $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/package.py $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/dynamics.py $(if $(NVALCHEMI),--nvalchemi $(NVALCHEMI)) $(if $(TORCHSIM),--torchsim $(TORCHSIM)) $(if $(LAMMPS),--lammps $(LAMMPS))
+	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/exchange.py
 	$(BIN)/python benchmarks/lammps.py $(if $(PEER),--deepmd $(PEER))
 

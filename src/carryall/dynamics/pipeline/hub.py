@@ -168,7 +168,7 @@ class Hub:
             self.books.move(changed, stage, stage)
             self.queues[stage].add([*(Waiting(one.id, one.n_atoms) for one in changed), *untouched])
         desk.held.difference_update([*facts["ids"], *(one.id for one in untouched)])
-        desk.sharing = desk.moving = False
+        desk.sharing, desk.moving = False, desk.moving and facts["half"]
         self._serve_all()
 
     def _on_save(self, desk: Desk, message: Message) -> None:
@@ -384,7 +384,7 @@ class Hub:
                 None if stage == 0 and more is None else len(self.queues[stage]) + (more or 0 if stage == 0 else 0),
                 sum(len(desk.held) for desk in self.desks.values() if desk.at == stage),
                 self.passed[stage],
-                self.failed[stage],
+                self.failed[stage] + (0 if stage else self.books.n_refused),
                 self.passed[stage] - self._passed_before[stage],
             )
             for stage, name in enumerate(self.rules.names)

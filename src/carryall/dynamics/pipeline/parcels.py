@@ -33,10 +33,15 @@ def delivery(stage: int, name: str, engine: Engine, batch: Batch, number: int) -
 
 
 def return_of(
-    stage: int | None, engine: Engine | None, batch: Batch | None, rows: Sequence[int], untouched: Sequence[State]
+    stage: int | None,
+    engine: Engine | None,
+    batch: Batch | None,
+    rows: Sequence[int],
+    untouched: Sequence[State],
+    half: bool,
 ) -> Message:
-    """Systems `rows` of a batch as they are, and others that have not entered it."""
-    facts: dict[str, Any] = {"stage": stage, "ids": [], "n_atoms": [], "primed": []}
+    """Systems `rows` of a batch as they are, and others that have not entered it; half of what a rank has, or all."""
+    facts: dict[str, Any] = {"stage": stage, "half": half, "ids": [], "n_atoms": [], "primed": []}
     blobs: list[bytes] = []
     if engine is not None and batch is not None and len(rows):
         names, counts, primed = batch.get(SYSTEM_ID).tolist(), batch.atom_counts, primed_of(engine, batch)

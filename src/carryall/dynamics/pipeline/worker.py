@@ -265,7 +265,7 @@ class Worker:
         untouched = self.inbox.drained(count)
         rows = list(range(held - (count - len(untouched)), held))
         engine = None if self.stage is None else self.engine
-        self.channel.send(return_of(self.stage, engine, self.batch, rows, untouched))
+        self.channel.send(return_of(self.stage, engine, self.batch, rows, untouched, half))
         if self.batch is not None and rows:
             self.batch = without(self.engine, self.batch, rows)
         self.save()
