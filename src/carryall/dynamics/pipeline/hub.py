@@ -336,6 +336,8 @@ class Hub:
         for desk in self.desks.values():
             if not desk.left:
                 desk.send(message)
+            # one that has not come yet has nothing to save
+            desk.left = desk.left or not desk.here
 
     def _release(self) -> None:
         """Where ranks step together: all go on when each has done its step, or waits for systems."""

@@ -14,6 +14,7 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
+from carryall.dynamics.stopping import StopRequested
 from carryall.errors import InputError
 from carryall.exchange.transport import PeerError
 
@@ -112,8 +113,8 @@ class Reception:
             self._welcome(connection)
 
 
-def knock(address: tuple[int, bytes], rank: int, timeout: float) -> Connection:
-    """The connection of a rank to rank 0; PeerError when there is none within `timeout` s."""
+def knock(address: tuple[int, bytes], rank: int, timeout: float, requested: Callable[[], bool]) -> Connection:
+    """The connection of a rank to rank 0; PeerError when there is none within `timeout` s, StopRequested when asked to stop."""
     port, key = address
     host = os.environ.get("MASTER_ADDR", "localhost")
     host = "127.0.0.1" if host in LOOPBACK else host
@@ -127,4 +128,6 @@ def knock(address: tuple[int, bytes], rank: int, timeout: float) -> Connection:
                     f"rank {rank} could not reach rank 0 at {host}:{port} for {timeout:.0f} s ({error}): rank 0 has ended, or "
                     "the network lets no connection pass between these machines"
                 ) from error
+            if requested():
+                raise StopRequested from error
             time.sleep(0.1)

@@ -69,7 +69,8 @@ class DistributedPipeline:
         debug_mode: log every message. dist_kwargs: for torch.distributed.init_process_group, where no group exists.
         """
         ordered = [stages[key] for key in sorted(stages)] if isinstance(stages, Mapping) else list(stages)
-        self.stages = checked([as_stage(one) for one in ordered])
+        self._given = tuple(as_stage(one) for one in ordered)
+        self.stages = checked(self._given)
         if comm_mode not in COMM_MODES:
             known = nearest(str(comm_mode), COMM_MODES)
             raise InputError(f"comm_mode must be one of {', '.join(COMM_MODES)}, got {comm_mode!r}{known}")
@@ -93,7 +94,7 @@ class DistributedPipeline:
 
     def with_settings(self, **settings: Any) -> DistributedPipeline:
         """The same stages with other settings, those of the constructor."""
-        return DistributedPipeline(self.stages, **{**self._settings(), **settings})
+        return DistributedPipeline(self._given, **{**self._settings(), **settings})
 
     def __or__(self, other: Stage | DistributedPipeline) -> DistributedPipeline:
         """`(a | b) | c`: stages in one row; the settings of the left one stay."""
@@ -156,7 +157,7 @@ class DistributedPipeline:
         if isinstance(found, str):
             raise InputError(found)
         mail: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        channel = Channel(knock(found, here.rank, self.timeout), mail.put)
+        channel = Channel(knock(found, here.rank, self.timeout, requested), mail.put)
         try:
             channel.send(Message("hello", {"rank": here.rank, "program": program_of(self.stages)}))
             self._work(Worker(here.rank, self.stages, self.stage_of(here.rank), channel, mail, conduct), requested, on_start)
@@ -265,7 +266,8 @@ def chain(left: Any, right: Any) -> DistributedPipeline:
     for one in (left, right):
         if isinstance(one, DistributedPipeline):
             settings = settings or one._settings()
-            stages += one.stages
+            # names are numbered, and limits passed on, for the whole row
+            stages += one._given
         else:
             stages.append(as_stage(one))
     return DistributedPipeline(stages, **settings)
