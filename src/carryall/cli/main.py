@@ -22,6 +22,8 @@ VERBS = {
     "eval": "errors against labels, parity plot",
     "relax": "batched relaxation of any number of files",
     "md": "batched molecular dynamics: NVE, NVT, NPT, NPH",
+    "pipeline": "relax, md and analysis over a folder of structures, from a YAML file; one process or torchrun",
+    "status": "how far a run of pipeline or relax is",
     "lammps": "run a LAMMPS input with a potential, on one rank or under mpirun",
     "build-lammps": "compile the LAMMPS pair style against the installed wheel",
     "verify": "the same numbers from every engine on this machine, as a table",
@@ -91,7 +93,7 @@ def _help() -> str:
 def _resume_hint(arguments: list[str]) -> str:
     if arguments[:1] in (["train"], ["demo"]):
         return ": the same command goes on from the last checkpoint"
-    return ": add --resume to go on from the last checkpoint" if arguments[:1] in (["md"], ["relax"]) else ""
+    return ": add --resume to go on from the last checkpoint" if arguments[:1] in (["md"], ["relax"], ["pipeline"]) else ""
 
 
 def _one_line(error: BaseException) -> str:
