@@ -21,7 +21,7 @@ OUTCOMES = {
     Outcome.FAILED: "failed",
 }
 """How results call what became of a system; one that still runs when its run ends has used up its steps."""
-RELAXED, RESULTS = "relaxed.extxyz", "results.csv"
+RELAXED, FINISHED_STRUCTURES, RESULTS = "relaxed.extxyz", "finished.extxyz", "results.csv"
 COLUMNS = {
     "index": "1",
     "input": "1",

@@ -25,13 +25,12 @@ from carryall.dynamics.pipeline.settlement import SinkOrOpener, Sinks
 from carryall.dynamics.pipeline.source import source_of
 from carryall.dynamics.pipeline.stages import PipelineStage, Stage, as_stage, checked, program_of
 from carryall.dynamics.pipeline.worker import ASYNC_RECV, COMM_MODES, Conduct, Worker
-from carryall.dynamics.results import RelaxResult, export
+from carryall.dynamics.results import FINISHED_STRUCTURES, RelaxResult, export
 from carryall.dynamics.stopping import StopRequested
 from carryall.errors import InputError, nearest
 from carryall.exchange.transport import PeerError
 from carryall.interrupt import stop_between_steps
 
-FINISHED_STRUCTURES = "finished.extxyz"
 SETTINGS = ("comm_mode", "buffer_config", "synchronized", "helping", "sinks", "timeout", "step_timeout", "debug_mode")
 
 
