@@ -56,7 +56,7 @@ def iter_frames(path: str | Path) -> Iterator[Frame]:
     """The frames of a file (.gz too) as text, one after the other, for `parse_frame`; InputError for a file without any."""
     path, empty = Path(path), True
     with _open(path, "rt") as handle:
-        for frame in _frames(handle, path):
+        for frame in frames_in(handle, path):
             empty = False
             yield frame
     if empty:
@@ -104,7 +104,8 @@ def _open(path: Path, mode: str) -> IO[str]:
     return path.open(mode, encoding="utf-8")
 
 
-def _frames(handle: Iterator[str], path: Path) -> Iterator[Frame]:
+def frames_in(handle: Iterator[str], path: Path) -> Iterator[Frame]:
+    """Frames of lines, one after the other; InputError with the line of what is none."""
     number, line = 0, 0
     for head in handle:
         line += 1

@@ -58,6 +58,7 @@ from carryall.dynamics.samplers import Room as Room
 from carryall.dynamics.samplers import SizeAwareSampler as SizeAwareSampler
 from carryall.dynamics.samplers import Unreadable as Unreadable
 from carryall.dynamics.samplers import size_bins as size_bins
+from carryall.dynamics.shards import merge_shards as merge_shards
 from carryall.dynamics.sinks import DataSink as DataSink
 from carryall.dynamics.sinks import ExtXYZSink as ExtXYZSink
 from carryall.dynamics.sinks import HDF5Sink as HDF5Sink
