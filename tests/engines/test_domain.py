@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from carryall.data import AtomicData, Batch
 from carryall.data.sharing import ATOM_INDEX, share, system_sizes
-from carryall.dynamics import FIRE, NPH, NVE, FixAtoms, FixCenterOfMass, NVTLangevin, initialize_velocities
+from carryall.dynamics import (
+    FIRE,
+    NPH,
+    NPT,
+    NVE,
+    FixAtoms,
+    FixCenterOfMass,
+    NPTStochasticCellRescaling,
+    NVTLangevin,
+    initialize_velocities,
+)
 from carryall.dynamics.inflight import moving_batch
 from carryall.dynamics.thermo import kinetic_energy, max_force, pressure, temperature
 from carryall.engines import domain
@@ -175,7 +185,7 @@ def test_sums_over_atoms_go_over_ranks() -> None:
         assert found == pytest.approx([float(one[0]) for one in expected], rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["fixed", "center", "nph", "fire"])
+@pytest.mark.parametrize("kind", ["fixed", "center", "nph", "npt", "rescaling", "fire"])
 def test_held_atoms_changing_cells_and_relaxation(kind: str) -> None:
     def make() -> Any:
         if kind == "fixed":
@@ -184,13 +194,17 @@ def test_held_atoms_changing_cells_and_relaxation(kind: str) -> None:
             return NVTLangevin(POTENTIAL, 600.0, 2.0, 5.0, seed=2, constraints=[FixCenterOfMass()])
         if kind == "nph":
             return NPH(POTENTIAL, -5.0, 2.0, barostat_tau=200.0, mode="triclinic")
+        if kind == "npt":
+            return NPT(POTENTIAL, 600.0, -5.0, 2.0, tau=20.0, barostat_tau=200.0, mode="anisotropic")
+        if kind == "rescaling":
+            return NPTStochasticCellRescaling(POTENTIAL, 600.0, -5.0, 2.0, 20.0, 100.0, compressibility=0.02, seed=4)
         return FIRE(POTENTIAL, convergence_hook=0.01)
 
     steps = 200 if kind == "fire" else 40
     expected, reference = crystal(0.1), make()
     cell = expected.cell.clone()
     reference.run(expected, steps)
-    if kind == "nph":
+    if kind in ("nph", "npt", "rescaling"):
         assert float((expected.cell - cell).abs().max()) > 0.1
 
     def rank(transport: Transport) -> tuple[Batch | None, int]:
