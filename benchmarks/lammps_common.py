@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,19 @@ def machine() -> str:
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def others(seconds: float = 2.0) -> float:
+    """Part of all cores' time that the machine is at work, while this process waits; 0 where the system does not tell."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    counts = []
+    for wait in (seconds, 0.0):
+        counts.append(np.array(stat.read_text().splitlines()[0].split()[1:9], dtype=float))
+        time.sleep(wait)
+    spent = counts[1] - counts[0]
+    return float(1.0 - spent[3:5].sum() / max(spent.sum(), 1.0))  # idle, and waiting for files
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

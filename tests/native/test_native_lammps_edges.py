@@ -94,6 +94,21 @@ def test_buffers_grow_and_shrink_with_the_list() -> None:
         assert ptr.shape == (n + 1,)
 
 
+def test_what_a_step_before_left_does_not_matter() -> None:
+    reader = EdgeReader(FakeLammps(cloud(90), 70), CUTOFF)  # type: ignore[arg-type]
+    for seed in range(6):
+        positions = cloud(90, seed) * (1.0 + 0.1 * (seed % 3))
+        reader.functions = FakeLammps(positions, 70)  # type: ignore[assignment]
+        center, neighbor, _ = reader.read(torch.from_numpy(positions), np.arange(90), 70)
+        assert list(zip(center.tolist(), neighbor.tolist(), strict=True)) == expected(positions, 70)
+        clash = positions.copy()
+        clash[30] = clash[8]
+        if seed == 3:
+            reader.functions = FakeLammps(clash, 70)  # type: ignore[assignment]
+            with pytest.raises(InputError, match="ids 8 and 30 coincide"):
+                reader.read(torch.from_numpy(clash), np.arange(90), 70)
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_coincident_atoms_are_named(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:

@@ -64,32 +64,22 @@ class Exchange:
     def forward(self, rows: Tensor) -> Tensor:
         """(n_local, ...) rows of owned atoms to (n_ghost, ...), those of the ghosts' owners."""
         plan, flat = self._flat(rows, self.plan.n_local, "local")
-        n_images, n_foreign = len(plan.image_ghost), len(plan.foreign_ghost)
-        found = self._swap(flat, plan.send_row, plan.sends, plan.receives, plan.n_received)
-        # ghosts of one kind alone are in the order of their rows
-        if not n_foreign:
-            ghosts = flat.index_select(0, plan.image_row)
-        elif not n_images:
-            ghosts = found.index_select(0, plan.foreign_row)
-        else:
-            ghosts = flat.new_empty(plan.n_ghost, flat.shape[1])
-            ghosts.index_copy_(0, plan.image_ghost, flat.index_select(0, plan.image_row))
-            ghosts.index_copy_(0, plan.foreign_ghost, found.index_select(0, plan.foreign_row))
-        return ghosts.reshape(plan.n_ghost, *rows.shape[1:])
+        if self.transport.size > 1:
+            own, flat = flat, flat.new_empty(plan.n_local + plan.n_received, flat.shape[1])
+            flat[: plan.n_local] = own
+            self._swap(own.index_select(0, plan.send_row), plan.sends, flat[plan.n_local :], plan.receives)
+        return flat.index_select(0, plan.source).reshape(plan.n_ghost, *rows.shape[1:])
 
     @torch.no_grad()
     def reverse(self, rows: Tensor) -> Tensor:
         """(n_ghost, ...) rows of ghosts to (n_local, ...), their sums by owner; the adjoint of `forward`."""
         plan, flat = self._flat(rows, self.plan.n_ghost, "ghost")
-        n_images, n_foreign = len(plan.image_ghost), len(plan.foreign_ghost)
-        sums = flat.new_zeros(plan.n_local, flat.shape[1])
-        if n_images:
-            sums.index_add_(0, plan.image_row, flat.index_select(0, plan.image_ghost) if n_foreign else flat)
-        back = flat.new_zeros(plan.n_received, flat.shape[1])
-        if n_foreign:
-            back.index_add_(0, plan.foreign_row, flat.index_select(0, plan.foreign_ghost) if n_images else flat)
-        found = self._swap(back, None, plan.receives, plan.sends, len(plan.send_row))
-        if len(found):
+        # images and what goes to other ranks in one sum, the latter behind the own atoms
+        both = flat.new_zeros(plan.n_local + plan.n_received, flat.shape[1]).index_add_(0, plan.source, flat)
+        sums = both[: plan.n_local]
+        if self.transport.size > 1:
+            found = flat.new_empty(len(plan.send_row), flat.shape[1])
+            self._swap(both[plan.n_local :], plan.receives, found, plan.sends)
             sums.index_add_(0, plan.send_row, found)
         return sums.reshape(plan.n_local, *rows.shape[1:])
 
@@ -114,19 +104,19 @@ class Exchange:
         # not -1 for the width: it is ambiguous without rows
         return self._plans[rows.device], rows.reshape(expected, math.prod(rows.shape[1:]))
 
-    def _swap(self, rows: Tensor, chosen: Tensor | None, sends: Ranges, receives: Ranges, n_received: int) -> Tensor:
-        """(n_received, width) rows that peers send for the `chosen` (None: all) of `rows`, by their ranges."""
-        if self.transport.size == 1 or not rows.shape[1]:
-            return rows.new_zeros(n_received, rows.shape[1])
+    def _swap(self, rows: Tensor, sends: Ranges, found: Tensor, receives: Ranges) -> None:
+        """Send the ranges of `rows` to peers, and fill those of `found`; both contiguous."""
+        if not rows.shape[1]:
+            return
         where = self.transport.device(rows.device)
-        out = (rows if chosen is None else rows.index_select(0, chosen)).to(where)
-        found = torch.empty(n_received, rows.shape[1], dtype=rows.dtype, device=where)
+        out, into = rows.to(where), found if found.device == where else torch.empty_like(found, device=where)
         # bytes, so that every dtype travels
         self.transport.send_receive(
             [(peer, out[begin:end].view(torch.uint8)) for peer, begin, end in sends],
-            [(peer, found[begin:end].view(torch.uint8)) for peer, begin, end in receives],
+            [(peer, into[begin:end].view(torch.uint8)) for peer, begin, end in receives],
         )
-        return found.to(rows.device)
+        if into is not found:
+            found.copy_(into)
 
 
 def find(handle: Tensor) -> Exchange:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ class ExchangePlan:
     """(n_sent,) int64, local atoms in the order of the send buffer."""
     sends: Ranges
     receives: Ranges
+
+    @cached_property
+    def source(self) -> Tensor:
+        """(n_ghost,) int64, where each ghost's owner is: own atoms first, the rows of the receive buffer behind them."""
+        source = torch.empty(self.n_ghost, dtype=torch.int64, device=self.send_row.device)
+        source[self.image_ghost] = self.image_row
+        source[self.foreign_ghost] = self.foreign_row + self.n_local
+        return source
 
     @property
     def n_received(self) -> int:

@@ -51,6 +51,9 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "carryall_halo_search": (_WHOLE, [_ADDRESS, _WHOLE, _WHOLE, _REAL, _WHOLE, _ADDRESS, _ADDRESS]),
     "carryall_halo_edges": (_WHOLE, [_ADDRESS, _WHOLE, _ADDRESS, _ADDRESS, _REAL, *[_ADDRESS] * 4]),
     "carryall_lammps_edges": (_WHOLE, [_ADDRESS, _ADDRESS, *[_WHOLE] * 4, _ADDRESS, _REAL, _WHOLE, *[_ADDRESS] * 3]),
+    "carryall_lammps_atoms": (_WHOLE, [_WHOLE, *[_ADDRESS] * 3, _WHOLE, _REAL, *[_ADDRESS] * 3]),
+    "carryall_lammps_sums": (None, [*[_WHOLE] * 3, *[_ADDRESS] * 3]),
+    "carryall_lammps_forces": (_WHOLE, [_WHOLE, _WHOLE, *[_ADDRESS] * 3, _REAL, _ADDRESS]),
     "carryall_lammps_callback": (None, [_ADDRESS, _WHOLE, ctypes.c_int, *[_ADDRESS] * 3]),
     "carryall_lennard_jones": (_WHOLE, [*_CALL, _ADDRESS, _WHOLE, _ADDRESS, _WHOLE, _REAL, *[_ADDRESS] * 4]),
 }

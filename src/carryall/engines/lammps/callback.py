@@ -10,8 +10,9 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+from carryall.engines.lammps.atoms import fill_with_nan
 from carryall.engines.lammps.capi import LammpsFunctions
-from carryall.engines.lammps.step import Evaluator, fill_with_nan
+from carryall.engines.lammps.step import Evaluator
 from carryall.errors import CarryallError
 from carryall.native import library
 

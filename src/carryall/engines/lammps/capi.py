@@ -6,7 +6,7 @@ Only functions that cannot fail during a step are here. What LAMMPS keeps at one
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_char_p, c_double, c_int, c_int32, c_void_p
+from ctypes import c_char_p, c_double, c_int, c_int32, c_void_p
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,6 @@ class LammpsFunctions:
         self._step_type = lmp.c_bigint
         self._global = self._function("lammps_extract_global", c_void_p, c_void_p, c_char_p)
         self._atom = self._function("lammps_extract_atom", c_void_p, c_void_p, c_char_p)
-        self._box = self._function("lammps_extract_box", None, *[c_void_p] * 8)
         self._find_list = self._function("lammps_find_pair_neighlist", c_int, c_void_p, c_char_p, c_int, c_int, c_int)
         self._list_size = self._function("lammps_neighlist_num_elements", c_int, c_void_p, c_int)
         self._set_energy = self._function("lammps_fix_external_set_energy_global", None, c_void_p, c_char_p, c_double)
@@ -43,10 +42,9 @@ class LammpsFunctions:
         self._n_ghost = c_int32.from_address(self._global(self.handle, b"nghost"))
         self._n_bonds = self._at("nbonds")
         self._flags = {name: self._at(name) for name in (*EV_GLOBAL, *EV_ATOM)}
-        self._box_values = (c_double * 9)()
-        self._periodic, self._box_change = (c_int * 3)(), c_int()
-        start = ctypes.addressof(self._box_values)
-        self._box_places = [c_void_p(start + 8 * offset) for offset in (0, 3, 6, 7, 8)]
+        self._box = [self._row(name, c_double, 3) for name in ("boxlo", "boxhi")]
+        self._box += [self._row(name, c_double, 1) for name in ("xy", "yz", "xz")]
+        self._box.append(self._row("periodicity", c_int, 3))
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         # by item, not by attribute: a function object of our own, whose types are nobody else's
@@ -56,6 +54,9 @@ class LammpsFunctions:
 
     def _at(self, name: str) -> Any:
         return self._step_type.from_address(self._global(self.handle, name.encode()))
+
+    def _row(self, name: str, kind: Any, n: int) -> Any:
+        return (kind * n).from_address(self._global(self.handle, name.encode()))
 
     @property
     def n_ghost(self) -> int:
@@ -71,14 +72,18 @@ class LammpsFunctions:
         """Whether this step needs eflag_global, vflag_global, eflag_atom or vflag_atom."""
         return bool(self._flags[name].value == step)
 
-    def types(self, n_atoms: int) -> np.ndarray:
-        """(n_atoms,) int32 view of the types of local and ghost atoms, from 1."""
-        return view(self._atom(self.handle, b"type"), n_atoms, np.dtype(np.int32))
+    def types(self) -> int:
+        """Address of the types of local and ghost atoms, int32 from 1."""
+        return self._atom(self.handle, b"type") or 0
+
+    def box_bytes(self) -> bytes:
+        """The same as long as box and periodic axes are."""
+        return b"".join(map(bytes, self._box))
 
     def box(self) -> tuple[tuple[float, ...], tuple[bool, ...]]:
         """lower (3), upper (3), xy, yz, xz in LAMMPS' units, and which axes are periodic."""
-        self._box(self.handle, *self._box_places, byref(self._periodic), byref(self._box_change))
-        return tuple(self._box_values), tuple(bool(one) for one in self._periodic)
+        *values, periodic = self._box
+        return tuple(one for row in values for one in row), tuple(bool(one) for one in periodic)
 
     def special(self) -> tuple[list[float], list[float]]:
         """Factors of Lennard-Jones and Coulomb terms between 1-2, 1-3 and 1-4 neighbours."""
@@ -101,9 +106,9 @@ class LammpsFunctions:
         """Of the whole system, on every rank."""
         self._set_energy(self.handle, fix, energy)
 
-    def set_virial(self, fix: bytes, virial: np.ndarray) -> None:
+    def set_virial(self, fix: bytes, virial: ctypes.Array[c_double]) -> None:
         """(6,) xx yy zz xy xz yz of the whole system, on every rank."""
-        self._set_virial(self.handle, fix, virial.ctypes.data)
+        self._set_virial(self.handle, fix, virial)
 
     def set_energies(self, fix: bytes, energies: np.ndarray) -> None:
         """(n_local,) of the own atoms."""

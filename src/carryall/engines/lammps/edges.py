@@ -35,6 +35,7 @@ class EdgeReader:
         self.functions, self.limit = functions, cutoff**2
         self._native = library()
         self._center, self._neighbor, self._ptr = (torch.empty(0, dtype=torch.int64) for _ in range(3))
+        self._places: tuple[int, ...] = ()  # where these begin
 
     def read(self, positions: Tensor, ids: np.ndarray, n_local: int) -> Edges:
         """Edges of the local atoms; positions (n_atoms, 3) Å of local and ghost atoms, float64, and their ids.
@@ -56,40 +57,46 @@ class EdgeReader:
         if self._native is None:
             return edges_by_row(self.functions, index, positions, ids, n_local, self.limit)
         if self._ptr.shape[0] != n_local + 1:
-            self._ptr = torch.zeros(max(n_local + 1, 2), dtype=torch.int64)[: n_local + 1]
+            self._make_room(n_local, len(self._center))
         while (found := self._fill(index, positions, n_local)) > len(self._center):
             # a quarter more, since the next list may be a little longer
-            self._center, self._neighbor = (torch.empty(found + found // 4, dtype=torch.int64) for _ in range(2))
+            self._make_room(n_local, found + found // 4)
         if found < 0:
-            self._refuse(_Failure(found), ids)
+            failure = self._refusal(_Failure(found), ids)
+            self._make_room(n_local, len(self._center))
+            raise failure
         return self._center[:found], self._neighbor[:found], self._ptr
+
+    def _make_room(self, n_local: int, room: int) -> None:
+        """Buffers for so many edges, as if there had been none before."""
+        if room != len(self._center):
+            self._center, self._neighbor = (torch.empty(room, dtype=torch.int64) for _ in range(2))
+        self._ptr = torch.zeros(max(n_local + 1, 2), dtype=torch.int64)[: n_local + 1]
+        self._places = tuple(one.data_ptr() for one in (self._center, self._neighbor, self._ptr))
 
     def _fill(self, index: int, positions: Tensor, n_local: int) -> int:
         assert self._native is not None
         functions = self.functions
-        return int(
-            self._native.carryall_lammps_edges(
-                functions.element_neighbors_address,
-                functions.handle,
-                index,
-                n_local,
-                n_local,
-                positions.shape[0],
-                positions.data_ptr(),
-                self.limit,
-                len(self._center),
-                self._center.data_ptr(),
-                self._neighbor.data_ptr(),
-                self._ptr.data_ptr(),
-            )
+        found: int = self._native.carryall_lammps_edges(
+            functions.element_neighbors_address,
+            functions.handle,
+            index,
+            n_local,
+            n_local,
+            len(positions),
+            positions.data_ptr(),
+            self.limit,
+            len(self._center),
+            *self._places,
         )
+        return found
 
-    def _refuse(self, failure: _Failure, ids: np.ndarray) -> None:
+    def _refusal(self, failure: _Failure, ids: np.ndarray) -> Exception:
         if failure is _Failure.COINCIDE:
-            raise _coincident(ids, int(self._ptr[0]), int(self._ptr[1]))
+            return _coincident(ids, int(self._ptr[0]), int(self._ptr[1]))
         if failure is _Failure.NO_MEMORY:
-            raise MemoryError("no memory for the neighbours of this rank")
-        raise InputError(f"LAMMPS' neighbour list cannot be read ({failure.name}): its version may be an unknown one")
+            return MemoryError("no memory for the neighbours of this rank")
+        return InputError(f"LAMMPS' neighbour list cannot be read ({failure.name}): its version may be an unknown one")
 
 
 def _coincident(ids: np.ndarray, center: int, neighbor: int) -> InputError:
