@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
 from carryall.dynamics.pipeline.channel import Channel
 from carryall.dynamics.pipeline.hub import Hub
+from carryall.dynamics.pipeline.meeting import LATE
 from carryall.dynamics.pipeline.messages import Message
 
 
@@ -47,6 +49,13 @@ class Line:
         """End the connection."""
         if self._channel is not None:
             self._channel.close()
+
+
+def tell_late_ones(lines: Sequence[Line]) -> None:
+    """Wait a little for ranks that are still connecting, so that they hear why the run has ended."""
+    deadline = time.monotonic() + LATE
+    while any(one.channel is None for one in lines) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 class Keeper:

@@ -15,12 +15,13 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 from carryall.dynamics.stopping import StopRequested
-from carryall.errors import InputError
 from carryall.exchange.transport import PeerError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 GATHERING = timedelta(minutes=10)
 """How long ranks may need to start: the first ones wait for the last."""
+LATE = 3.0
+"""Seconds that a rank may still come in, once rank 0 has ended the run."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class World:
     rank: int = 0
     size: int = 1
 
-    def broadcast(self, value: Any) -> Any:
+    def share(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
@@ -42,32 +43,29 @@ class World:
 
 
 @contextmanager
-def world(**settings: Any) -> Iterator[World]:
+def world() -> Iterator[World]:
     """The ranks that torchrun started, or this process alone.
 
-    A process group that is there already is used and left as it is; else one is made with `settings` of
-    torch.distributed.init_process_group (gloo and a timeout of ten minutes unless they say otherwise), and ended.
+    A process group that is there already is used and left as it is; else one is made, for the time of the run.
     """
     import torch.distributed as dist
 
     if not dist.is_available():
         yield World()
-        return
-    if dist.is_initialized():
+    elif dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size())
-        return
-    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
-        if settings:
-            raise InputError(
-                f"{', '.join(settings)}: there are no ranks to set up; start the script with torchrun --nproc-per-node N"
-            )
+    elif "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield World()
-        return
-    dist.init_process_group(**{"backend": "gloo", "timeout": GATHERING, **settings})
-    try:
-        yield World(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    else:
+        store, rank, size = next(dist.rendezvous("env://", timeout=GATHERING))
+        # torchrun's store outlives groups: a second one would read the addresses of the first
+        count = store.add(f"carryall/pipeline/rank/{rank}", 1)
+        own = dist.PrefixStore(f"carryall/pipeline/{count}", store)
+        dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=GATHERING)
+        try:
+            yield World(rank, size)
+        finally:
+            dist.destroy_process_group()
 
 
 class Reception:
@@ -83,9 +81,9 @@ class Reception:
         self._thread.start()
 
     @property
-    def address(self) -> tuple[int, bytes]:
+    def address(self) -> tuple[int, str]:
         """Port and key, for `knock`."""
-        return self._listener.address[1], self._key
+        return self._listener.address[1], self._key.hex()
 
     def close(self) -> None:
         """No longer take connections."""
@@ -113,9 +111,9 @@ class Reception:
             self._welcome(connection)
 
 
-def knock(address: tuple[int, bytes], rank: int, timeout: float, requested: Callable[[], bool]) -> Connection:
+def knock(address: tuple[int, str], rank: int, timeout: float, requested: Callable[[], bool]) -> Connection:
     """The connection of a rank to rank 0; PeerError when there is none within `timeout` s, StopRequested when asked to stop."""
-    port, key = address
+    port, key = address[0], bytes.fromhex(address[1])
     host = os.environ.get("MASTER_ADDR", "localhost")
     host = "127.0.0.1" if host in LOOPBACK else host
     began = time.monotonic()

@@ -16,7 +16,7 @@ from carryall.dynamics.ledger import Ledger, LedgerResults
 from carryall.dynamics.pipeline.books import Books
 from carryall.dynamics.pipeline.channel import Channel
 from carryall.dynamics.pipeline.hub import LEAVING, Desk, Hub, Rules
-from carryall.dynamics.pipeline.lines import Keeper, Line, admitting
+from carryall.dynamics.pipeline.lines import Keeper, Line, admitting, tell_late_ones
 from carryall.dynamics.pipeline.meeting import Reception, World, knock, world
 from carryall.dynamics.pipeline.messages import Message
 from carryall.dynamics.pipeline.potentials import check_potentials, remember_potentials
@@ -53,7 +53,6 @@ class DistributedPipeline:
         timeout: float = 30.0,
         step_timeout: float = 1800.0,
         debug_mode: bool = False,
-        **dist_kwargs: Any,
     ) -> None:
         """stages: at least two dynamics, fused stages or `PipelineStage`s; a mapping is taken in the order of its keys.
 
@@ -65,7 +64,7 @@ class DistributedPipeline:
         sinks: where results go beside the ledger, in the order in which they are filled: sinks, or functions that open one,
         which are called on rank 0 only; those of the last stage by default.
         timeout: seconds without a sign of life after which a rank counts as gone. step_timeout: seconds that one step may take.
-        debug_mode: log every message. dist_kwargs: for torch.distributed.init_process_group, where no group exists.
+        debug_mode: log every message.
         """
         ordered = [stages[key] for key in sorted(stages)] if isinstance(stages, Mapping) else list(stages)
         self._given = tuple(as_stage(one) for one in ordered)
@@ -80,7 +79,6 @@ class DistributedPipeline:
         self.buffer_config = None if buffer_config is None else BufferConfig.of(buffer_config)
         self.sinks = tuple(sinks) or self.stages[-1].engine.refill.sinks
         self.timeout, self.step_timeout, self.debug_mode = float(timeout), float(step_timeout), debug_mode
-        self.dist_kwargs = dist_kwargs
 
     @property
     def n_ranks(self) -> int:
@@ -131,7 +129,7 @@ class DistributedPipeline:
             raise InputError(f"checkpoint_seconds must be 0 or more, got {checkpoint_seconds}")
         if self.debug_mode:
             logging.getLogger("carryall.dynamics").setLevel(logging.DEBUG)
-        with world(**self.dist_kwargs) as here, stop_between_steps() as requested:
+        with world() as here, stop_between_steps() as requested:
             if here.size not in (1, self.n_ranks):
                 raise InputError(
                     f"the pipeline has {len(self.stages)} stages on {self.n_ranks} ranks, torchrun has started {here.size}: "
@@ -146,13 +144,13 @@ class DistributedPipeline:
     # -- inside
 
     def _settings(self) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in SETTINGS}, **self.dist_kwargs}
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def _follow(
         self, here: World, conduct: Conduct, requested: Callable[[], bool], on_start: Callable[[], None] | None
     ) -> None:
         """A rank that only steps."""
-        found = here.broadcast(None)
+        found = here.share(None)
         if isinstance(found, str):
             raise InputError(found)
         mail: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -195,9 +193,9 @@ class DistributedPipeline:
                 others = range(1, here.size)
                 reception = stack.enter_context(closing(Reception(len(others), admitting(hub, lines)))) if others else None
             except BaseException as error:
-                here.broadcast(f"rank 0 could not begin: {error}")
+                here.share(f"rank 0 could not begin: {error}")
                 raise
-            here.broadcast(None if reception is None else reception.address)
+            here.share(None if reception is None else reception.address)
             near, far = Pipe()
             lines[0].channel = Channel(near, lambda message: hub.inbox.put((0, message)))
             mail: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -211,6 +209,7 @@ class DistributedPipeline:
                 ended = error
             finally:
                 keeper.thread.join(LEAVING + self.timeout)
+                tell_late_ones(lines)
                 for line in lines:
                     line.close()
                 channel.close()
