@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from dynamics_samples import LennardJones
@@ -37,8 +38,15 @@ from carryall.engines.dask import ShardsFailed, map_shards
 SETTINGS = {"max_steps": 12, "errors": "set_aside", "progress": False, "max_atoms_per_batch": 60, "checkpoint_seconds": 0.0}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_environment():
+    # who starts workers sets the numbers of threads in its own environment too
+    with patch.dict(os.environ):
+        yield
+
+
 @pytest.fixture(scope="module")
-def cluster_client():
+def cluster_client(own_environment):
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as found,
