@@ -75,6 +75,8 @@ class Worker:
         """Whether a claim is open, and then whether it was one of an idle rank."""
         self._sent = self._acknowledged = 0
         self._ended: Message | None = None
+        self._dismissed = False
+        """Whether the hub has nothing more to say."""
         self._assigned: int | None = None
         """Another stage that it has to work for."""
         self._share = False
@@ -293,7 +295,7 @@ class Worker:
         self.save()
         self.channel.send(Message("left", {"asked": asked}))
         deadline = time.monotonic() + self.conduct.timeout
-        while wait and time.monotonic() < deadline:
+        while wait and not self._dismissed and time.monotonic() < deadline:
             try:
                 if self.mail.get(timeout=ALIVE).kind in ("end", "closed"):
                     return
@@ -346,6 +348,9 @@ class Worker:
             self._acknowledged = facts["number"]
         elif message.kind == "go":
             self._may_go = True
+        elif self._ended is not None and message.kind in ("end", "closed"):
+            # the first word counts: why the run ends
+            self._dismissed = True
         elif message.kind == "closed":
             raise PeerError(
                 f"rank {self.rank}: the connection to rank 0, which keeps the ledger, ended without a word: rank 0 was killed, "
