@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from carryall.dynamics.blobs import batch_from_bytes
 from carryall.dynamics.ledger import FINISHED, FORMAT, LEDGER, LOCK
+from carryall.dynamics.pipeline.books import STAGE_COUNTS, stage_counts
 from carryall.dynamics.pipeline.report import LIVE
 from carryall.errors import InputError
 
@@ -135,13 +136,7 @@ def _pipeline(
     running: bool,
 ) -> RunStatus:
     names, live = [one["name"] for one in facts["settings"]["stages"]], facts.get(LIVE)
-    n_stages, failed, passed = len(names), [0] * len(names), [0] * len(names)
-    for stage, has_failed, count in database.execute("SELECT stage, outcome = 'failed', count(*) FROM systems GROUP BY 1, 2"):
-        at = 0 if stage is None else stage
-        if has_failed and at < n_stages:
-            failed[at] += count
-        for before in range(min(at, n_stages)):
-            passed[before] += count
+    failed, passed = stage_counts(database.execute(STAGE_COUNTS), len(names))
     here = dict(database.execute("SELECT stage, count(*) FROM travelling GROUP BY 1").fetchall())
     done = sum(outcomes.values())
     inputs = _n_inputs(facts, live)

@@ -62,7 +62,7 @@ class RelaxResult:
 def export(folder: Path, results: Iterable[RelaxResult], name: str = RELAXED) -> None:
     """Structures that did not fail in the file `name`, and results.csv with all, in the order of the results; each appears when
     complete."""
-    with _complete(folder / name) as frames, _complete(folder / RESULTS) as table:
+    with complete_file(folder / name) as frames, complete_file(folder / RESULTS) as table:
         rows = csv.writer(table, lineterminator="\n")
         rows.writerows([list(COLUMNS), list(COLUMNS.values())])
         for one in results:
@@ -91,7 +91,7 @@ def _frame(one: RelaxResult) -> str:
 
 
 @contextmanager
-def _complete(path: Path) -> Iterator[IO[str]]:
+def complete_file(path: Path) -> Iterator[IO[str]]:
     """A file that gets its name when all is written."""
     # one process at a time works in the folder: a part that a kill left behind is written over
     part = path.with_name(f".{path.name}.part")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from carryall.data.atomic_data import AtomicData
 from carryall.dynamics.pipeline.outcome import HISTORY
-from carryall.dynamics.results import RelaxResult
+from carryall.dynamics.results import RelaxResult, complete_file
 from carryall.dynamics.thermo import standard_masses
 from carryall.errors import InputError
 from carryall.graph.neighbor_graph import edge_vectors
@@ -91,7 +90,7 @@ def analyse(
     shells = np.linspace(0.0, r_max, n_bins + 1)
     numbers: dict[str, list[float]] = {name: [] for name in units if name not in HEAD or name == "n_atoms"}
     found = Analysis(stages, 0.5 * (shells[1:] + shells[:-1]), numbers, np.zeros(n_bins))
-    with _complete(folder / TABLE) as stream:
+    with complete_file(folder / TABLE) as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerows([list(units), list(units.values())])
         for one in results:
@@ -99,7 +98,7 @@ def analyse(
             table.writerow([_text(row.get(name)) for name in units])
     g = found.g
     if g is not None:
-        with _complete(folder / DISTRIBUTION) as stream:
+        with complete_file(folder / DISTRIBUTION) as stream:
             rows = zip(found.r.tolist(), g.tolist(), strict=True)
             csv.writer(stream, lineterminator="\n").writerows(
                 [["r", "g"], ["angstrom", "1"], *([_text(x), _text(y)] for x, y in rows)]
@@ -227,15 +226,3 @@ def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
-
-
-@contextmanager
-def _complete(path: Path) -> Iterator[IO[str]]:
-    """A file that gets its name when all is written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -85,16 +85,7 @@ class Books:
     def counts(self) -> tuple[list[int], list[int]]:
         """For each stage how many have failed in it, and how many have passed it."""
         self.n_refused = 0
-        failed, passed = [0] * self.n_stages, [0] * self.n_stages
-        query = "SELECT stage, outcome = 'failed', count(*) FROM systems GROUP BY 1, 2"
-        for stage, has_failed, count in self.ledger.rows(query):
-            # what could not even be read has no stage: it counts to the first
-            at = 0 if stage is None else stage
-            if has_failed and at < self.n_stages:
-                failed[at] += count
-            for before in range(min(at, self.n_stages)):
-                passed[before] += count
-        return failed, passed
+        return stage_counts(self.ledger.rows(STAGE_COUNTS), self.n_stages)
 
     def states(self, ids: Sequence[int]) -> list[State]:
         """States with which systems came into their stages."""
@@ -193,6 +184,22 @@ class Books:
 
 
 _TRAVELLING = "INSERT INTO travelling (id, stage, fresh, primed, n_atoms, state) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+STAGE_COUNTS = "SELECT stage, outcome = 'failed', count(*) FROM systems GROUP BY 1, 2"
+
+
+def stage_counts(rows: Iterable[tuple[Any, ...]], n_stages: int) -> tuple[list[int], list[int]]:
+    """For each stage how many systems have failed in it, and how many have passed it, of the rows of `STAGE_COUNTS`."""
+    failed, passed = [0] * n_stages, [0] * n_stages
+    for stage, has_failed, count in rows:
+        # what could not even be read has no stage: it counts to the first
+        at = 0 if stage is None else stage
+        if has_failed and at < n_stages:
+            failed[at] += count
+        for before in range(min(at, n_stages)):
+            passed[before] += count
+    return failed, passed
 
 
 def _row(stage: int, one: State) -> tuple[Any, ...]:
